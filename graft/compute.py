@@ -1,0 +1,82 @@
+"""Where the arithmetic runs: device, number format and threads, chosen once and passed on.
+
+Importing this module costs no torch; only `choose` does, and only for devices other than the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from graft.errors import SettingsError
+
+Device = Literal["cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """`device`; `bf16`: whether the processor or card multiplies bfloat16 natively; `threads` for the CPU's part."""
+
+    device: Device
+    bf16: bool
+    threads: int
+
+
+def choose(device: str = "auto") -> Compute:
+    """The named device, or with `auto` the best one there is. Raises SettingsError for one that is not here."""
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise SettingsError(f"--device {device}: choose auto, cpu, cuda or mps.")
+    threads = cpu_threads()
+    if device == "cpu" or (device == "auto" and not _accelerator_likely()):
+        return Compute("cpu", cpu_has_bf16(), threads)
+    import torch
+
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return Compute("cuda", torch.cuda.is_bf16_supported(), threads)
+    if device in ("auto", "mps") and torch.backends.mps.is_available():
+        return Compute("mps", False, threads)
+    if device == "auto":
+        return Compute("cpu", cpu_has_bf16(), threads)
+    raise SettingsError(f"--device {device}: this machine has no such device that torch can use. Use --device auto.")
+
+
+def cpu_threads() -> int:
+    """The number of processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor's name as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Whether bfloat16 products are native. Without AVX512-BF16 or AMX, bfloat16 is emulated and slower than float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _accelerator_likely() -> bool:
+    """Cheap signs of a CUDA or Apple device, so that a plain CPU run need not import torch to find none."""
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return True
+    if platform.system() == "Windows":
+        return True
+    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()

@@ -1,0 +1,1 @@
+"""Chapter seven: packing, checking and using a model. `bundle` imports neither torch nor timm."""

@@ -1,0 +1,1 @@
+"""Chapter one: a folder of photos becomes a checked dataset, folds and pixels."""

@@ -1,0 +1,1 @@
+"""Chapter four: out-of-fold metrics, their uncertainty, and costs."""

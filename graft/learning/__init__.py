@@ -1,0 +1,1 @@
+"""Chapter three: heads, and networks trained from scratch."""

@@ -1,0 +1,1 @@
+"""Chapter six: one self-contained HTML page. Imports neither torch nor timm."""

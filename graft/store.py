@@ -1,0 +1,208 @@
+"""A content-addressed cache of arrays and files on disk.
+
+In: a key made of everything that determines the value (`content_key`). Out: arrays as read-only memory maps, small
+facts as a dictionary, files as paths. An entry is a folder; its `manifest.json` is written last, so a folder without
+a manifest does not exist, whatever moment the process was killed at. Nothing is ever invalidated by hand: a changed
+byte is another key. When the entries outgrow `limit_bytes`, the least recently used ones go.
+
+Not covered: sharing between machines of different byte order; locking (two writers of one key write the same bytes,
+the second one to finish finds the first one's entry and keeps it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graft.errors import StoreError
+
+MANIFEST = "manifest.json"
+DEFAULT_LIMIT_BYTES = 20 * 1024**3
+STALE_SECONDS = 24 * 3600
+
+
+def content_key(*parts: object) -> str:
+    """The hexadecimal key (40 digits) of a nest of strings, numbers, None, lists, tuples and dictionaries.
+
+    Raises TypeError for anything whose JSON form would be ambiguous.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+
+
+def default_folder() -> Path:
+    """`GRAFT_CACHE`, or the platform's folder for caches."""
+    chosen = os.environ.get("GRAFT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("graft", appauthor=False))
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A finished entry: `facts` from its manifest, arrays and files by name."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+    def array(self, name: str) -> np.ndarray:
+        """The array called `name`, as a read-only memory map (a copy costs nothing until it is read)."""
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+
+    def file(self, name: str) -> Path:
+        """The path of the file called `name`."""
+        return self.folder / name
+
+
+class Store:
+    """The cache in `folder` (default: `GRAFT_CACHE` or the platform's cache folder)."""
+
+    def __init__(self, folder: Path | str | None = None, *, limit_bytes: int | None = None) -> None:
+        self.folder = Path(folder) if folder is not None else default_folder()
+        self.limit_bytes = limit_bytes if limit_bytes is not None else _limit_from_environment()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"The cache folder {self.folder} cannot be made: {error.strerror}. "
+                "Set GRAFT_CACHE to a folder that can be written."
+            ) from error
+
+    def get(self, key: str) -> Entry | None:
+        """The entry under `key`, or None. Reading it marks it as recently used."""
+        folder = self._place(key)
+        try:
+            facts = json.loads((folder / MANIFEST).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        try:
+            os.utime(folder / MANIFEST)
+        except OSError:
+            pass  # a read-only cache still serves
+        return Entry(folder, facts)
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Path]:
+        """A temporary folder to fill; when the block ends without an error, it becomes the entry.
+
+        The block writes its arrays with `numpy.save` or `numpy.lib.format.open_memmap`, its files as it likes, and
+        its facts with `write_facts`.
+        """
+        place = self._place(key)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="tmp-"))
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            yield folder
+            if not (folder / MANIFEST).exists():
+                write_facts(folder, {})
+            try:
+                os.replace(folder, place)
+            except OSError:
+                if self.get(key) is None:  # a leftover without a manifest is in the way
+                    shutil.rmtree(place, ignore_errors=True)
+                    os.replace(folder, place)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def put(self, key: str, facts: Mapping[str, Any] | None = None, **arrays: np.ndarray) -> Entry:
+        """Store `arrays` and `facts` under `key` and return the entry."""
+        with self.writing(key) as folder:
+            for name, array in arrays.items():
+                np.save(folder / f"{name}.npy", array, allow_pickle=False)
+            write_facts(folder, facts or {})
+        entry = self.get(key)
+        if entry is None:
+            raise StoreError(f"The cache entry {key} vanished from {self.folder} while it was written; try again.")
+        return entry
+
+    def size_bytes(self) -> int:
+        """How much the entries take."""
+        return sum(size for _, size, _ in self._entries())
+
+    def tidy(self) -> int:
+        """Remove leftovers of killed processes and the oldest entries over the limit; returns bytes freed."""
+        freed = 0
+        for leftover in self.folder.glob("tmp-*"):
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                freed += _folder_bytes(leftover)
+                shutil.rmtree(leftover, ignore_errors=True)
+        entries = sorted(self._entries())
+        total = sum(size for _, size, _ in entries)
+        for _, size, folder in entries:
+            if total <= self.limit_bytes:
+                break
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            total -= size
+            freed += size
+        return freed
+
+    def _place(self, key: str) -> Path:
+        return self.folder / key[:2] / key
+
+    def _entries(self) -> Iterator[tuple[float, int, Path]]:
+        for manifest in self.folder.glob(f"??/*/{MANIFEST}"):
+            try:
+                yield manifest.stat().st_mtime, _folder_bytes(manifest.parent), manifest.parent
+            except FileNotFoundError:
+                continue  # another process removed it
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"The cache {self.folder} cannot be written: {error.strerror or error}. "
+            "Free some space or set GRAFT_CACHE to another folder."
+        )
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of an entry under construction."""
+    (folder / MANIFEST).write_text(json.dumps(facts, ensure_ascii=False))
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _limit_from_environment() -> int:
+    text = os.environ.get("GRAFT_CACHE_GB")
+    if not text:
+        return DEFAULT_LIMIT_BYTES
+    try:
+        return int(float(text) * 1024**3)
+    except ValueError:
+        raise StoreError(f"GRAFT_CACHE_GB is {text!r}; give a number of gigabytes such as 20.") from None

@@ -1,0 +1,1 @@
+"""Chapter five: many trials on the same folds under one budget, and the choice among them."""
