@@ -1,0 +1,276 @@
+"""From a catalogue row to a trunk on disk: opened and exported once, checked against torch, then found in the cache.
+
+In: an entry, the geometry, where weights may come from, and a few real images. Out: a `TrunkFile`, which knows the
+graph's place, its taps and which runner agrees with plain torch float32 on those images. Cold this costs the import
+of torch (3 s, once per process) and about 2 s per network; warm it reads one small file and imports neither torch nor
+timm. A network that the exporter or OpenVINO cannot follow is run by torch instead, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from graft.backbones.catalogue import Entry, InputSpec
+from graft.backbones.graph import LOGITS, tap_output
+from graft.backbones.weights import Reach, WeightsFolder, known_digest, load_state
+from graft.compute import Compute
+from graft.images.dataset import Preprocess
+from graft.store import Entry as Stored
+from graft.store import Store, content_key, write_facts
+
+if TYPE_CHECKING:
+    from graft.backbones.opening import Opened
+    from graft.backbones.scratch import ScratchDesign
+else:
+    Opened = ScratchDesign = Any
+
+Runner = Literal["openvino-bf16", "openvino-f32", "torch"]
+
+# The largest relative error ||a - b|| / ||b|| of any tap against torch float32 on the check images. bfloat16 keeps 8
+# bits: MobileNets, ResNets and EfficientNets stay below 0.02.
+TOLERANCE: dict[Runner, float] = {"openvino-bf16": 0.03, "openvino-f32": 1e-3}
+GRAPH_FILE = "trunk.onnx"
+CHECK_IMAGES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TapRow:
+    """A tap: the `name` of the stage, its `index` from the input, and how many `features` it puts out."""
+
+    name: str
+    index: int
+    features: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkFile:
+    """A trunk in the cache. `graph` is None where the network could not be exported; `notice` says what was odd."""
+
+    key: str
+    entry: Entry
+    geometry: Preprocess
+    digest: str
+    origin: str
+    taps: tuple[TapRow, ...]
+    has_logits: bool
+    runner: Runner
+    graph: Path | None
+    notice: str
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the graph's outputs in order."""
+        return tuple(tap_output(tap.index) for tap in self.taps) + ((LOGITS,) if self.has_logits else ())
+
+
+def trunk_of(
+    entry: Entry,
+    geometry: Preprocess,
+    *,
+    folder: WeightsFolder | None,
+    reach: Reach,
+    store: Store,
+    samples: UInt8[np.ndarray, "m h w c"],
+    compute: Compute,
+) -> TrunkFile:
+    """The trunk of `entry` for this geometry, from the cache if it is there.
+
+    Raises BackboneError if the weights cannot be had or do not fit.
+    """
+    digest = known_digest(entry, folder=folder)
+    if digest is not None:
+        stored = store.get(_key(entry, geometry, digest, compute))
+        if stored is not None:
+            return _from_stored(stored, entry, geometry)
+    return _make(entry, geometry, folder=folder, reach=reach, store=store, samples=samples, compute=compute)
+
+
+def untrained_trunk(
+    design: ScratchDesign, geometry: Preprocess, *, seed: int, store: Store, samples: UInt8[np.ndarray, "m h w c"], compute: Compute
+) -> TrunkFile:
+    """The small CNN with random weights: what features are worth that learned nothing."""
+    entry = untrained_entry(design, seed=seed)
+    digest = f"random:{seed}"
+    stored = store.get(_key(entry, geometry, digest, compute))
+    if stored is not None:
+        return _from_stored(stored, entry, geometry)
+    opened = _open_untrained(entry)
+    return _keep(opened, entry, geometry, digest, "random weights", store=store, samples=samples, compute=compute)
+
+
+def untrained_entry(design: ScratchDesign, *, seed: int) -> Entry:
+    """A row for the small CNN, as if it stood in the catalogue."""
+    arguments: dict[str, Any] = {**asdict(design), "seed": seed}
+    plain = InputSpec(
+        size=design.size,
+        mean=(0.0,) * design.channels,
+        std=(1.0,) * design.channels,
+        interpolation="bicubic",
+        crop=1.0,
+        channels=design.channels,
+    )
+    return Entry(
+        name="small_cnn",
+        library="graft",
+        architecture="small_cnn",
+        arguments=tuple(arguments.items()),
+        family="small_cnn",
+        pretraining="none",
+        source="random weights",
+        licence="Apache-2.0",
+        parameters=None,
+        bytes=None,
+        gmacs=design.multiply_adds / 1e9,
+        input=plain,
+        top1=None,
+        top5=None,
+        published="",
+        stages=(),
+    )
+
+
+def reopened(trunk: TrunkFile, *, folder: WeightsFolder | None, reach: Reach) -> Opened:
+    """The trunk as a torch module again: for devices other than the CPU, and for checks against the graph."""
+    from graft.backbones.opening import open_backbone
+
+    if trunk.entry.library == "graft":
+        return _open_untrained(trunk.entry)
+    state = load_state(trunk.entry, folder=folder, reach=reach).state
+    return open_backbone(trunk.entry, state, channels=trunk.geometry.channels, size=trunk.geometry.size)
+
+
+def _open_untrained(entry: Entry) -> Opened:
+    from graft.backbones.opening import open_scratch
+    from graft.backbones.scratch import ScratchDesign, build
+
+    arguments = dict(entry.arguments)
+    seed = int(arguments.pop("seed"))
+    design = ScratchDesign(**arguments)
+    return open_scratch(build(design, seed=seed), design)
+
+
+def _key(entry: Entry, geometry: Preprocess, digest: str, compute: Compute) -> str:
+    network = [entry.architecture, [[name, repr(value)] for name, value in entry.arguments]]
+    seen = [list(entry.input.mean), list(entry.input.std)]
+    return content_key(
+        "trunk.v1", network, seen, digest, geometry.size, geometry.channels, compute.bf16, compute.device
+    )
+
+
+def _from_stored(stored: Stored, entry: Entry, geometry: Preprocess) -> TrunkFile:
+    facts = stored.facts
+    return TrunkFile(
+        key=stored.folder.name,
+        entry=entry,
+        geometry=geometry,
+        digest=facts["digest"],
+        origin=facts["origin"],
+        taps=tuple(TapRow(**row) for row in facts["taps"]),
+        has_logits=facts["has_logits"],
+        runner=facts["runner"],
+        graph=stored.file(GRAPH_FILE) if facts["exported"] else None,
+        notice=facts["notice"],
+    )
+
+
+def _make(
+    entry: Entry,
+    geometry: Preprocess,
+    *,
+    folder: WeightsFolder | None,
+    reach: Reach,
+    store: Store,
+    samples: UInt8[np.ndarray, "m h w c"],
+    compute: Compute,
+) -> TrunkFile:
+    from graft.backbones.opening import open_backbone
+
+    loaded = load_state(entry, folder=folder, reach=reach)
+    opened = open_backbone(entry, loaded.state, channels=geometry.channels, size=geometry.size)
+    return _keep(
+        opened, entry, geometry, loaded.digest, loaded.origin, store=store, samples=samples, compute=compute
+    )
+
+
+def _keep(
+    opened: Opened,
+    entry: Entry,
+    geometry: Preprocess,
+    digest: str,
+    origin: str,
+    *,
+    store: Store,
+    samples: UInt8[np.ndarray, "m h w c"],
+    compute: Compute,
+) -> TrunkFile:
+    """Export, find the runner that agrees with torch, and put both into the cache."""
+    import torch
+
+    from graft.backbones.export import export
+
+    key = _key(entry, geometry, digest, compute)
+    check = samples[:CHECK_IMAGES]
+    with torch.inference_mode():
+        reference = [rows.numpy() for rows in opened.trunk(torch.from_numpy(np.array(check)))]
+    with store.writing(key) as place:
+        graph: Path | None = place / GRAPH_FILE
+        runner: Runner = "torch"
+        try:
+            (place / GRAPH_FILE).write_bytes(export(opened, size=geometry.size))
+            runner, notice = _agreeing_runner(place / GRAPH_FILE, check, reference, entry.name, compute)
+        except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
+            graph = None
+            notice = f"{entry.name} could not be exported ({_first_line(error)}); it is measured by torch only."
+        facts: dict[str, Any] = {
+            "digest": digest,
+            "origin": origin,
+            "taps": [asdict(TapRow(tap.name, tap.index, tap.features)) for tap in opened.taps],
+            "has_logits": opened.has_logits,
+            "runner": runner,
+            "exported": graph is not None,
+            "notice": notice,
+        }
+        write_facts(place, facts)
+    stored = store.get(key)
+    assert stored is not None
+    return _from_stored(stored, entry, geometry)
+
+
+def _agreeing_runner(
+    graph: Path,
+    check: UInt8[np.ndarray, "m h w c"],
+    reference: Sequence[Float[np.ndarray, "m _"]],
+    name: str,
+    compute: Compute,
+) -> tuple[Runner, str]:
+    """The fastest runner whose every tap agrees with torch float32, and a notice if it is not the usual one."""
+    if compute.device != "cpu":
+        return "torch", ""
+    from graft.backbones.activations import openvino_rows
+
+    runners: tuple[Runner, ...] = ("openvino-bf16", "openvino-f32") if compute.bf16 else ("openvino-f32",)
+    worst = float("inf")
+    for runner in runners:
+        try:
+            rows = openvino_rows(graph, check, runner=runner, threads=compute.threads)
+        except RuntimeError as error:
+            return "torch", f"OpenVINO cannot run {name} ({_first_line(error)}); torch runs it, more slowly."
+        worst = max(relative_error(a, b) for a, b in zip(rows, reference, strict=True))
+        if worst <= TOLERANCE[runner]:
+            return runner, "" if runner == runners[0] else f"{name} needs float32: bfloat16 differs too much."
+    return "torch", f"OpenVINO differs from torch by {worst:.1%} on {name}; torch runs it, more slowly."
+
+
+def relative_error(a: Float[np.ndarray, "n d"], b: Float[np.ndarray, "n d"]) -> float:
+    """`||a - b|| / ||b||` over all rows."""
+    return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-12))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,64 @@
+"""From a trunk's graph and a linear head to the one ONNX model that is measured, packed and served.
+
+In: an ONNX graph, the output to read, and the head's arrays. Out: a graph with input `image` (uint8 `[n, h, w, c]`) and
+outputs `probabilities` `[n, k]` and `embedding` `[n, d]` (before the head; of length one if the head wants it so).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from jaxtyping import Float
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from graft.backbones.graph import cut
+
+PROBABILITIES = "probabilities"
+EMBEDDING = "embedding"
+
+
+def assembled(
+    trunk: ModelProto,
+    output: str,
+    *,
+    weight: Float[np.ndarray, "d k"],
+    bias: Float[np.ndarray, " k"],
+    unit_length: bool,
+) -> ModelProto:
+    """The trunk cut at `output`, then `softmax(unit(x) @ weight + bias)`."""
+    model = cut(trunk, output)
+    graph = model.graph
+    if unit_length:
+        graph.initializer.append(numpy_helper.from_array(np.array([1e-12], np.float32), "graft_least_length"))
+        graph.node.extend(
+            [
+                helper.make_node("ReduceL2", [output], ["graft_length"], axes=[1], keepdims=1),
+                helper.make_node("Max", ["graft_length", "graft_least_length"], ["graft_divisor"]),
+                helper.make_node("Div", [output, "graft_divisor"], [EMBEDDING]),
+            ]
+        )
+    else:
+        graph.node.append(helper.make_node("Identity", [output], [EMBEDDING]))
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.ascontiguousarray(weight, np.float32), "graft_head_weight"),
+            numpy_helper.from_array(np.ascontiguousarray(bias, np.float32), "graft_head_bias"),
+        ]
+    )
+    graph.node.extend(
+        [
+            helper.make_node("Gemm", [EMBEDDING, "graft_head_weight", "graft_head_bias"], ["graft_logits"]),
+            helper.make_node("Softmax", ["graft_logits"], [PROBABILITIES], axis=-1),
+        ]
+    )
+    del graph.output[:]
+    features, classes = weight.shape
+    graph.output.extend(
+        [
+            helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["n", classes]),
+            helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, ["n", features]),
+        ]
+    )
+    model.producer_name = "graft"
+    onnx.checker.check_model(model)
+    return model

@@ -1,0 +1,185 @@
+"""A closed-form head: ridge regression on one-hot targets, chosen by exact leave-one-out, with one temperature.
+
+In: frozen features `[n, d]` and class numbers. Out: a `RidgeHead`, two small arrays that turn features into logits.
+There is no learning rate, no epoch and no seed. One symmetric eigen-decomposition of the smaller of the Gram matrix
+`[n, n]` and the covariance `[d, d]` gives the leave-one-out prediction of every image for every penalty (the classical
+identity `e_i / (1 - h_i)`: Golub, Heath and Wahba 1979); penalty, temperature and class weighting are chosen on those
+predictions (PreVal: Dempster, Webb and Schmidt 2024, arXiv 2401.15610), so nothing outside the given rows is seen.
+
+Not covered: more rows times features than fit in memory several times over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float, Float32, Int
+from scipy.special import softmax
+
+PENALTIES = np.logspace(-5, 1, 19)  # relative to the mean of the non-zero eigenvalues' maximum: see _Spectrum
+BALANCES = (0.0, 0.5, 1.0)
+UNBALANCED = 1.5  # below this ratio of the largest to the smallest class, weighting is not tried
+TEMPERATURES = np.geomspace(0.5, 200.0, 49)
+
+Criterion = Callable[[Float[np.ndarray, "n k"], Int[np.ndarray, " n"]], float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RidgeHead:
+    """`logits = unit(x) @ weight + bias`, with `unit` the division by the row's length; the temperature is inside.
+
+    `penalty` is relative to the largest eigenvalue, `balance` the exponent of the class weights `n_c ** -balance`.
+    """
+
+    weight: Float32[np.ndarray, "d k"]
+    bias: Float32[np.ndarray, " k"]
+    penalty: float
+    balance: float
+    scale: float
+
+    def probabilities(self, features: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n k"]:
+        """Class probabilities of new rows."""
+        logits = unit(features.astype(np.float32)) @ self.weight + self.bias
+        return softmax(logits, axis=1).astype(np.float32)
+
+
+def unit(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Rows of length one (a row of zeros stays)."""
+    length = np.sqrt((features * features).sum(axis=1, keepdims=True))
+    return features / np.maximum(length, 1e-12)
+
+
+def fit(
+    features: Float[np.ndarray, "n d"],
+    targets: Int[np.ndarray, " n"],
+    *,
+    classes: int,
+    criterion: Criterion | None = None,
+    balances: Sequence[float] = BALANCES,
+) -> RidgeHead:
+    """The head for these rows.
+
+    For each class weighting, penalty and scale are those of the lowest leave-one-out log loss; among the weightings,
+    `criterion` (a score of leave-one-out probabilities, higher is better; default: minus the log loss) decides, and the
+    plainer one wins a tie. Weightings other than none are tried only where the classes are unbalanced.
+    """
+    rows = unit(features)
+    best: tuple[float, RidgeHead] | None = None
+    for balance in balances if _unbalanced(targets, classes) else balances[:1]:
+        head, held_out = _fit_one(rows, targets, classes=classes, balance=balance)
+        score = criterion(held_out, targets) if criterion else -log_loss(held_out, targets)
+        if best is None or score > best[0] + 1e-9:
+            best = (score, head)
+    assert best is not None
+    return best[1]
+
+
+def leave_one_out(
+    features: Float[np.ndarray, "n d"], targets: Int[np.ndarray, " n"], *, classes: int
+) -> Float[np.ndarray, "n k"]:
+    """Leave-one-out probabilities of the unweighted head, its penalty and scale chosen on themselves."""
+    return _fit_one(unit(features), targets, classes=classes, balance=0.0)[1]
+
+
+def log_loss(probabilities: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"]) -> float:
+    """The mean of `-log p(true class)`, in nats."""
+    chosen = probabilities[np.arange(len(targets)), targets]
+    return float(-np.log(np.maximum(chosen, 1e-12)).mean())
+
+
+def _unbalanced(targets: Int[np.ndarray, " n"], classes: int) -> bool:
+    counts = np.bincount(targets, minlength=classes)
+    counts = counts[counts > 0]
+    return bool(counts.max() > UNBALANCED * counts.min())
+
+
+def _fit_one(
+    rows: Float[np.ndarray, "n d"], targets: Int[np.ndarray, " n"], *, classes: int, balance: float
+) -> tuple[RidgeHead, Float[np.ndarray, "n k"]]:
+    solution = Spectrum(rows, targets, classes=classes, balance=balance)
+    best: tuple[float, float, float, Float[np.ndarray, "n k"]] | None = None
+    for penalty in PENALTIES:
+        held_out = solution.leave_one_out(float(penalty))
+        loss, scale = _best_scale(held_out, targets)
+        if best is None or loss < best[0]:
+            best = (loss, float(penalty), scale, held_out)
+    assert best is not None
+    _, penalty, scale, held_out = best
+    weight, bias = solution.coefficients(penalty)
+    head = RidgeHead(
+        (scale * weight).astype(np.float32), (scale * bias).astype(np.float32), penalty, balance, scale
+    )
+    return head, softmax(scale * held_out, axis=1)
+
+
+class Spectrum:
+    """Weighted ridge with a free intercept for any penalty, after one eigen-decomposition.
+
+    Minimises `sum_i w_i |y_i - b - x_i W|^2 + penalty * s_max * |W|^2`, `w_i = n_c ** -balance` scaled to mean one.
+    """
+
+    def __init__(
+        self, rows: Float[np.ndarray, "n d"], targets: Int[np.ndarray, " n"], *, classes: int, balance: float
+    ) -> None:
+        self.one_hot = np.eye(classes, dtype=rows.dtype)[targets]
+        counts = np.maximum(np.bincount(targets, minlength=classes), 1)
+        weights = (counts.astype(rows.dtype) ** -balance)[targets]
+        self.weights = weights / weights.mean()
+        self.row_mean = np.average(rows, axis=0, weights=self.weights).astype(rows.dtype)
+        self.target_mean = np.average(self.one_hot, axis=0, weights=self.weights).astype(rows.dtype)
+        self.root = np.sqrt(self.weights)[:, None]
+        self.centred = self.root * (rows - self.row_mean)
+        self.left, self.eigenvalues = _left_vectors(self.centred)
+        self.projected = self.left.T @ (self.root * (self.one_hot - self.target_mean))
+
+    def _shrinkage(self, penalty: float) -> Float[np.ndarray, " r"]:
+        return self.eigenvalues / (self.eigenvalues + penalty * self.eigenvalues[0])
+
+    def leave_one_out(self, penalty: float) -> Float[np.ndarray, "n k"]:
+        """For each row the prediction of the fit without it."""
+        shrinkage = self._shrinkage(penalty)
+        fitted = self.left @ (shrinkage[:, None] * self.projected) / self.root + self.target_mean
+        leverage = (self.left * self.left) @ shrinkage + self.weights / self.weights.sum()
+        leverage = np.minimum(leverage, 1 - 1e-6)
+        return self.one_hot - (self.one_hot - fitted) / (1 - leverage)[:, None]
+
+    def coefficients(self, penalty: float) -> tuple[Float[np.ndarray, "d k"], Float[np.ndarray, " k"]]:
+        """The weights `[d, k]` and the intercept `[k]`."""
+        inverse = 1 / (self.eigenvalues + penalty * self.eigenvalues[0])
+        weight = self.centred.T @ (self.left @ (inverse[:, None] * self.projected))
+        return weight, self.target_mean - self.row_mean @ weight
+
+
+def _left_vectors(centred: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, " r"]]:
+    """Left singular vectors and squared singular values, largest first, through the smaller square matrix."""
+    n, d = centred.shape
+    square = centred @ centred.T if n <= d else centred.T @ centred
+    values, vectors = scipy.linalg.eigh(square, driver="evd", check_finite=False, overwrite_a=True)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    # Below this the eigenvectors are rounding noise, and their leverage would be, too.
+    kept = values > max(float(values[0]), 1e-30) * max(n, d) * float(np.finfo(values.dtype).eps)
+    values, vectors = values[kept], vectors[:, kept]
+    if not len(values):
+        return np.zeros((n, 1), centred.dtype), np.ones(1, centred.dtype)
+    return (vectors if n <= d else centred @ vectors / np.sqrt(values)), values
+
+
+def _best_scale(logits: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"]) -> tuple[float, float]:
+    """The factor on the logits with the lowest log loss, and that loss. Convex in the factor: Newton's method."""
+    chosen = logits[np.arange(len(targets)), targets]
+    scale = 5.0
+    for _ in range(12):
+        p = softmax(scale * logits, axis=1)
+        mean = (p * logits).sum(axis=1)
+        slope = float((mean - chosen).mean())
+        curvature = float(((p * logits * logits).sum(axis=1) - mean * mean).mean())
+        step = slope / max(curvature, 1e-9)
+        updated = float(np.clip(scale - step, scale / 4, scale * 4))
+        updated = float(np.clip(updated, 0.5, 200.0))
+        if abs(updated - scale) < 1e-3 * scale:
+            break
+        scale = updated
+    return log_loss(softmax(scale * logits, axis=1), targets), scale

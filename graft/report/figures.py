@@ -1,0 +1,242 @@
+"""Which of a study's numbers goes into which plot.
+
+In: the candidates of a run and the leading metric. Out: `Markup` of the figures, each with what it says in words.
+A candidate without the number in question is left out of that figure.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from graft.report import plots, sketches, wording
+from graft.report.reading import Candidate, at, items
+from graft.report.wording import number
+
+LABELLED = 14  # more labels than this hide the marks
+DEPTHS = 48
+TRAINED = 6
+CURVE_POINTS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A plot with a title and a caption of plain text."""
+
+    svg: Markup
+    title: str = ""
+    caption: str = ""
+
+
+def against_cost(
+    candidates: Sequence[Candidate],
+    shown: Sequence[Candidate],
+    *,
+    metric: str,
+    chosen: str | None,
+    cost: Callable[[Candidate], float | None],
+    x_label: str,
+    show_x: Callable[[float], str],
+) -> Markup:
+    """The leading metric against a cost; the candidates not in `shown` are faint dots without an interval.
+
+    The range reaches from the best candidate to the weakest backbone at its best tap; what lies beyond is left out.
+    """
+    main = {candidate.id for candidate in shown}
+    leading = leaders(candidates, metric)
+    order = sorted(candidates, key=lambda c: (c.id in main, c.tied, c.strategy == "scratch", c.id == chosen))
+    marks = []
+    for candidate in order:
+        x, y = cost(candidate), candidate.metrics.get(metric)
+        if x is None or y is None:
+            continue
+        low, high = candidate.intervals.get(metric, (None, None)) if candidate.id in main else (None, None)
+        marks.append(
+            plots.Mark(
+                *(
+                    x,
+                    y,
+                    f"{_name(candidate)}: {wording.METRICS.get(metric, metric)} {wording.score(y)}, {show_x(x)}",
+                ),
+                kind=_kind(candidate, chosen=chosen, faint=candidate.id not in main),
+                low=low,
+                high=high,
+                label=_label(candidate, leading) if candidate.id in main and len(main) <= LABELLED else "",
+            )
+        )
+    ends = [
+        end
+        for c in leading
+        for end in (c.metrics.get(metric), *c.intervals.get(metric, ()))
+        if end is not None
+    ]
+    if not ends:
+        return Markup("")
+    name = wording.METRICS.get(metric, metric)
+    return plots.scatter(marks, x_label=x_label, y_label=name, show_x=show_x, y_range=plots.padded(ends))
+
+
+def leaders(candidates: Sequence[Candidate], metric: str) -> list[Candidate]:
+    """The best tap of each backbone and strategy."""
+    rows: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        rows[candidate.backbone, candidate.strategy].append(candidate)
+    return [best(row, metric) for row in rows.values()]
+
+
+def by_depth(candidates: Sequence[Candidate], *, metric: str, chosen: str | None) -> list[Figure]:
+    """One small plot per backbone that was measured at more than one tap, the best backbones first."""
+    rows: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        if (
+            candidate.tap_index is not None
+            and metric in candidate.metrics
+            and candidate.strategy != "scratch"
+        ):
+            rows[candidate.backbone, candidate.strategy].append(candidate)
+    several = [sorted(row, key=lambda c: c.tap_index or 0.0) for row in rows.values() if len(row) > 1]
+    several.sort(
+        key=lambda row: best(row, metric).metrics[metric], reverse=metric not in wording.LOWER_IS_BETTER
+    )
+    values = [candidate.metrics[metric] for row in several for candidate in row]
+    if not values:
+        return []
+    room = max((max(values) - min(values)) * 0.06, 0.005)
+    return [_depth(row, metric, chosen, (min(values) - room, max(values) + room)) for row in several[:DEPTHS]]
+
+
+def best(candidates: Sequence[Candidate], metric: str) -> Candidate:
+    """The candidate with the best value of `metric`; one without a value is the worst."""
+    lower = metric in wording.LOWER_IS_BETTER
+    worst = float("inf") if lower else float("-inf")
+    pick = min if lower else max
+    return pick(candidates, key=lambda candidate: candidate.metrics.get(metric, worst))
+
+
+def learning_curves(candidates: Sequence[Candidate], *, chosen: str | None) -> list[Figure]:
+    """Loss and accuracy over the epochs for what was trained, the choice first, a line per fold."""
+    trained = sorted((c for c in candidates if c.curves), key=lambda c: c.id != chosen)
+    return [figure for candidate in trained[:TRAINED] for figure in _curves(candidate)]
+
+
+def class_counts(counts: Sequence[tuple[str, float]]) -> Markup:
+    """Images per class: up to 30 classes."""
+    rows = [(name, value, wording.count(value)) for name, value in counts]
+    return sketches.bars(rows, described="images per class")
+
+
+def _depth(row: list[Candidate], metric: str, chosen: str | None, y_range: tuple[float, float]) -> Figure:
+    top = best(row, metric)
+    points = tuple((float(index), candidate.metrics[metric]) for index, candidate in enumerate(row))
+    place = row.index(top)
+    picked = next((index for index, candidate in enumerate(row) if candidate.id == chosen), None)
+    marked = place if picked is None else picked
+    told = "; ".join(f"{c.tap} {wording.score(c.metrics[metric])}" for c in row)
+    line = plots.Line(
+        points, f"{top.short}: {told}", kind="" if picked is None else "choice", best=points[marked]
+    )
+    svg = plots.lines(
+        [line],
+        described=f"{wording.METRICS.get(metric, metric)} of {top.short} by tap: {told}",
+        x_ticks=[(0.0, _tap(row[0])), (float(len(row) - 1), _tap(row[-1]))],
+        y_range=y_range,
+        width=300.0,
+        height=170.0,
+    )
+    caption = f"best at {top.tap}: {wording.score(top.metrics[metric])}"
+    if picked is not None:
+        caption += f"; recommended: {row[picked].tap}, {wording.score(row[picked].metrics[metric])}"
+    return Figure(svg, top.backbone + (", random weights" if top.strategy == "random" else ""), caption)
+
+
+def _curves(candidate: Candidate) -> list[Figure]:
+    epochs = [(fold, [e for e in items(fold, "epochs") if isinstance(e, dict)]) for fold in candidate.curves]
+    title = "From scratch" if candidate.strategy == "scratch" else candidate.backbone
+    losses = [
+        line
+        for fold, rows in epochs
+        for line in (
+            _trace(fold, rows, "train_loss", "trace quiet"),
+            _trace(fold, rows, "validation_loss", "trace choice"),
+        )
+        if line
+    ]
+    accuracies = [
+        line for fold, rows in epochs if (line := _trace(fold, rows, "validation_accuracy", "trace choice"))
+    ]
+    stops = sorted({str(reason) for fold, _ in epochs if (reason := at(fold, "stopped"))})
+    ended = f" Ended by: {', '.join(stops)}." if stops else ""
+    folds = wording.plural(len(epochs), "fold")
+    figures = []
+    if losses:
+        caption = f"Log loss, {folds}: training (grey, dashed) and inner validation (solid); a dot marks the epoch that was kept.{ended}"
+        figures.append(
+            Figure(_over_epochs(losses, f"loss of {title} over the epochs"), f"{title}: loss", caption)
+        )
+    if accuracies:
+        caption = f"Accuracy on the inner validation part, {folds}."
+        figures.append(
+            Figure(
+                _over_epochs(accuracies, f"accuracy of {title} over the epochs"),
+                f"{title}: accuracy",
+                caption,
+            )
+        )
+    return figures
+
+
+def _over_epochs(series: list[plots.Line], described: str) -> Markup:
+    last = max(x for line in series for x, _ in line.points)
+    first = min(x for line in series for x, _ in line.points)
+    marked = (
+        [(tick, f"{tick:.0f}") for tick in plots.ticks(first, last) if tick == int(tick)]
+        if last > first
+        else []
+    )
+    return plots.lines(series, described=described, x_ticks=marked, x_label="epoch", height=240.0)
+
+
+def _trace(fold: dict[str, Any], epochs: list[dict[str, Any]], field: str, kind: str) -> plots.Line | None:
+    points = []
+    for epoch in epochs:
+        x, y = number(epoch.get("number")), number(epoch.get(field))
+        if x is not None and y is not None:
+            points.append((x, y))
+    if not points:
+        return None
+    kept = number(fold.get("best_epoch"))
+    dot = next((point for point in points if point[0] == kept), None) if "choice" in kind else None
+    step = -(-len(points) // CURVE_POINTS)
+    thin = tuple(points[::step]) + ((points[-1],) if (len(points) - 1) % step else ())
+    return plots.Line(thin, f"fold {fold.get('fold')}, {field.replace('_', ' ')}", kind=kind, best=dot)
+
+
+def _kind(candidate: Candidate, *, chosen: str | None, faint: bool) -> str:
+    kinds = ["tied"] if candidate.tied else []
+    if candidate.strategy == "scratch":
+        kinds.append("scratch")
+    if candidate.id == chosen:
+        kinds.append("choice")
+    elif faint:
+        kinds.append("faint")
+    return " ".join(kinds)
+
+
+def _label(candidate: Candidate, leading: Sequence[Candidate]) -> str:
+    return (
+        candidate.short
+        if candidate in leading or not candidate.tap
+        else f"{candidate.short} · {candidate.tap}"
+    )
+
+
+def _name(candidate: Candidate) -> str:
+    return f"{candidate.short} at {candidate.tap}" if candidate.tap else candidate.short
+
+
+def _tap(candidate: Candidate) -> str:
+    return wording.shortened(candidate.tap or "", 16)

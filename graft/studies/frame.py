@@ -1,0 +1,104 @@
+"""What every rung of a study shares, and what a rung tells while it works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from graft.backbones.weights import Reach, WeightsFolder
+from graft.compute import Compute
+from graft.images.dataset import Dataset
+from graft.images.folds import Folds
+from graft.store import Store
+from graft.studies.journal import Journal
+from graft.studies.recipe import Recipe
+from graft.studies.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A sign of life: a new `stage`, `progress` within it, a `notice` to keep, or a `board` (the leaderboard so far)."""
+
+    kind: Literal["stage", "progress", "notice", "board"]
+    text: str = ""
+    done: int = 0
+    total: int = 0
+    remaining_seconds: float = 0.0
+    board: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """The same images, folds and budget for every trial."""
+
+    settings: Settings
+    dataset: Dataset
+    folds: Folds
+    store: Store
+    compute: Compute
+    folder: WeightsFolder | None
+    reach: Reach
+    journal: Journal
+
+    @property
+    def rows(self) -> Int64[np.ndarray, " m"]:
+        """The rows of the development images: everything but the locked test split."""
+        return np.flatnonzero(self.folds.assignment >= 0)
+
+    @property
+    def test_rows(self) -> Int64[np.ndarray, " t"]:
+        """The rows of the locked test split."""
+        return np.flatnonzero(self.folds.assignment == -1)
+
+    @property
+    def targets(self) -> Int64[np.ndarray, " m"]:
+        """The classes of the development images."""
+        return self.dataset.targets[self.rows]
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.dataset.classes)
+
+    def held_out(self, fold: int) -> Int64[np.ndarray, " f"]:
+        """The rows of one fold."""
+        return np.flatnonzero(self.folds.assignment == fold)
+
+    def learned_from(self, fold: int) -> Int64[np.ndarray, " r"]:
+        """The development rows of all other folds."""
+        assignment = self.folds.assignment
+        return np.flatnonzero((assignment >= 0) & (assignment != fold))
+
+    def remaining_seconds(self) -> float:
+        """What is left of the budget."""
+        return self.settings.budget_seconds - self.journal.elapsed_seconds()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """One recipe measured on the folds.
+
+    `probabilities` has a row per development image; rows of folds that were not finished are NaN. `model_bytes`,
+    `parameters` and `latency_ms` are those of the packed model; None where the network cannot be exported.
+    """
+
+    recipe: Recipe
+    probabilities: Float32[np.ndarray, "m k"]
+    train_seconds: float
+    extract_seconds: float
+    model_bytes: int | None
+    parameters: int
+    latency_ms: float | None
+    tap_index: int
+    taps: int
+    about: dict[str, Any] = field(default_factory=dict)
+    knn: dict[str, float] | None = None
+    curves: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every fold was finished."""
+        return not bool(np.isnan(self.probabilities).any())

@@ -1,0 +1,243 @@
+"""Rung 1: every backbone frozen, every tap, every fold, from one pass over the images.
+
+Cost per backbone: the feature pass, then a closed-form head per (tap, fold), which takes less. Every finished (tap,
+fold) is in the journal before the next one begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import onnx
+from jaxtyping import Float, Int
+
+from graft.backbones.activations import Activations, extracting
+from graft.backbones.catalogue import Entry
+from graft.backbones.graph import parameters, tap_output
+from graft.backbones.trunks import TapRow, TrunkFile, trunk_of
+from graft.compute import cpu_name
+from graft.deploy.assemble import assembled
+from graft.images.dataset import Preprocess
+from graft.images.pixels import open_pixels, pixels_key
+from graft.judging.cost import latency_ms
+from graft.judging.metrics import METRICS
+from graft.judging.uncertainty import bootstrap
+from graft.learning import ridge
+from graft.learning.neighbours import neighbour_probabilities
+from graft.store import content_key
+from graft.studies.frame import Event, Frame, Trial
+from graft.studies.recipe import Recipe
+
+LATENCY_THREADS = 1
+NEIGHBOUR_ROWS = 6_000  # beyond, the quadratic cost of the second opinion would exceed that of the first
+
+
+def probing(frame: Frame, entry: Entry, geometry: Preprocess, *, suffix: str = "") -> Generator[Event, None, list[Trial]]:
+    """Measure all taps of one backbone. The images must have been decoded for `geometry`."""
+    pixels = open_pixels(frame.dataset, geometry, store=frame.store)
+    samples = np.array(pixels[_spread(frame.rows, 8)])
+    yield Event("progress", f"{entry.name}: opening", remaining_seconds=frame.remaining_seconds())
+    trunk = trunk_of(
+        entry,
+        geometry,
+        folder=frame.folder,
+        reach=frame.reach,
+        store=frame.store,
+        samples=samples,
+        compute=frame.compute,
+    )
+    return (yield from measuring_taps(frame, trunk, pixels, suffix=suffix))
+
+
+def measuring_taps(
+    frame: Frame, trunk: TrunkFile, pixels: np.ndarray, *, suffix: str = ""
+) -> Generator[Event, None, list[Trial]]:
+    """The taps of an opened trunk as trials."""
+    if trunk.notice:
+        yield Event("notice", trunk.notice)
+    activations = yield from _activations(frame, trunk, pixels)
+    trials = []
+    for tap in trunk.taps:
+        recipe = recipe_of(trunk, tap, suffix=suffix)
+        probabilities, seconds = _out_of_fold(frame, recipe, activations, tap)
+        trials.append(_trial(frame, trunk, tap, recipe, probabilities, seconds, activations))
+        yield Event(
+            "progress",
+            f"{trunk.entry.name}: heads",
+            tap.index + 1,
+            len(trunk.taps),
+            remaining_seconds=frame.remaining_seconds(),
+        )
+    return trials
+
+
+def recipe_of(trunk: TrunkFile, tap: TapRow, *, suffix: str = "") -> Recipe:
+    """The recipe of a frozen candidate."""
+    untrained = trunk.entry.library == "graft"
+    return Recipe(
+        name=f"{trunk.entry.name}/{tap.name}{suffix}",
+        strategy="random" if untrained else "frozen",
+        backbone=trunk.entry.name,
+        weights=trunk.digest,
+        geometry=trunk.geometry,
+        tap=tap.name,
+        cut=tap.name,
+        settings=content_key("ridge.v1", trunk.runner, len(trunk.taps)),
+    )
+
+
+def criterion(metric: str) -> ridge.Criterion:
+    """The study's metric as a score of probabilities where higher is better."""
+
+    def score(probabilities: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"]) -> float:
+        whole = np.ones((1, len(targets)), np.float32)
+        return METRICS[metric].sign * float(bootstrap(metric, probabilities, targets, whole)[0])
+
+    return score
+
+
+def _activations(
+    frame: Frame, trunk: TrunkFile, pixels: np.ndarray
+) -> Generator[Event, None, Activations]:
+    work = extracting(
+        trunk,
+        pixels,
+        pixels_key(frame.dataset, trunk.geometry),
+        store=frame.store,
+        compute=frame.compute,
+        folder=frame.folder,
+        reach=frame.reach,
+    )
+    while True:
+        try:
+            done, total = next(work)
+        except StopIteration as finished:
+            return finished.value
+        yield Event(
+            "progress",
+            f"{trunk.entry.name}: features",
+            done,
+            total,
+            remaining_seconds=frame.remaining_seconds(),
+        )
+
+
+def _out_of_fold(
+    frame: Frame, recipe: Recipe, activations: Activations, tap: TapRow
+) -> tuple[np.ndarray, float]:
+    """Held-out probabilities of every development image, and the seconds all heads took."""
+    probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
+    seconds = 0.0
+    features: np.ndarray | None = None
+    for fold in range(frame.folds.count):
+        known = frame.journal.fold(recipe.key, fold)
+        if known is None:
+            if features is None:
+                features = activations.tap(tap.index).astype(np.float32)
+            begun = frame.journal.elapsed_seconds()
+            learned = frame.learned_from(fold)
+            head = ridge.fit(
+                features[learned],
+                frame.dataset.targets[learned],
+                classes=frame.classes,
+                criterion=criterion(frame.settings.metric),
+            )
+            rows = head.probabilities(features[frame.held_out(fold)])
+            facts: dict[str, Any] = {
+                "name": recipe.name,
+                "seconds": round(frame.journal.elapsed_seconds() - begun, 4),
+                "penalty": head.penalty,
+                "balance": head.balance,
+            }
+            known = frame.journal.add_fold(recipe.key, fold, rows, facts), rows
+        probabilities[frame.held_out(fold)] = known[1]
+        seconds += float(known[0]["seconds"])
+    return probabilities[frame.rows], seconds
+
+
+def _trial(
+    frame: Frame,
+    trunk: TrunkFile,
+    tap: TapRow,
+    recipe: Recipe,
+    probabilities: np.ndarray,
+    seconds: float,
+    activations: Activations,
+) -> Trial:
+    weights, size, latency = costs(frame, trunk, tap)
+    return Trial(
+        recipe=recipe,
+        probabilities=probabilities,
+        train_seconds=seconds,
+        extract_seconds=activations.seconds,
+        model_bytes=size,
+        parameters=weights,
+        latency_ms=latency,
+        tap_index=tap.index,
+        taps=len(trunk.taps),
+        about={
+            "family": trunk.entry.family,
+            "source": trunk.origin,
+            "licence": trunk.entry.licence,
+            "runner": trunk.runner,
+        },
+        knn=_second_opinion(frame, recipe, activations, tap),
+    )
+
+
+def costs(frame: Frame, trunk: TrunkFile, tap: TapRow) -> tuple[int, int | None, float | None]:
+    """Parameters, bytes of the packed model and its single-image latency in ms; kept per processor.
+
+    Where the network cannot be exported, the bytes and the latency are None.
+    """
+    if trunk.graph is None:
+        return trunk.entry.parameters or 0, None, None
+    key = content_key("cost.v1", trunk.key, tap.index, frame.classes, LATENCY_THREADS, cpu_name())
+    stored = frame.store.get(key)
+    if stored is None:
+        zeros = np.zeros((tap.features, frame.classes), np.float32)
+        model = assembled(
+            _loaded(str(trunk.graph)),
+            tap_output(tap.index),
+            weight=zeros,
+            bias=zeros[0],
+            unit_length=True,
+        )
+        content = model.SerializeToString()
+        latency = latency_ms(content, threads=LATENCY_THREADS, seconds=0.12)
+        facts = {"parameters": parameters(model), "bytes": len(content), "latency_ms": latency}
+        stored = frame.store.put(key, facts)
+    return int(stored.facts["parameters"]), int(stored.facts["bytes"]), float(stored.facts["latency_ms"])
+
+
+def _loaded(path: str) -> onnx.ModelProto:
+    return onnx.load(path)
+
+
+def _second_opinion(
+    frame: Frame, recipe: Recipe, activations: Activations, tap: TapRow
+) -> dict[str, float] | None:
+    if len(frame.rows) > NEIGHBOUR_ROWS:
+        return None
+    key = content_key(
+        "knn.v1", recipe.key, activations.stored.folder.name, frame.dataset.fingerprint, frame.settings.folds, frame.settings.seed
+    )
+    stored = frame.store.get(key)
+    if stored is None:
+        features = activations.tap(tap.index).astype(np.float32)
+        answers = np.zeros((len(frame.dataset), frame.classes), np.float32)
+        for fold in range(frame.folds.count):
+            learned, asked = frame.learned_from(fold), frame.held_out(fold)
+            answers[asked] = neighbour_probabilities(
+                features[learned], frame.dataset.targets[learned], features[asked], classes=frame.classes
+            )
+        facts = {name: criterion(name)(answers[frame.rows], frame.targets) for name in ("accuracy", "macro_f1")}
+        stored = frame.store.put(key, facts)
+    return {name: float(value) for name, value in stored.facts.items()}
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the rows, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]

@@ -1,0 +1,186 @@
+"""Rung 2: the small CNN from random weights, on the same folds.
+
+Each fold trains until its patience or its plan ends. Only where the budget is tight does the clock stop it earlier;
+that is recorded with the fold, told in the report, and the one thing that makes a study depend on the machine's speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from graft.backbones.graph import parameters, tap_output
+from graft.compute import cpu_name
+from graft.deploy.assemble import assembled
+from graft.images.dataset import Preprocess
+from graft.images.pixels import open_pixels
+from graft.judging.cost import latency_ms
+from graft.store import content_key
+from graft.studies.frame import Event, Frame, Trial
+from graft.studies.probe import LATENCY_THREADS
+from graft.studies.recipe import Recipe
+
+if TYPE_CHECKING:
+    from graft.backbones.scratch import ScratchDesign
+    from graft.learning.training import Trained, TrainingSettings
+
+NAME = "small_cnn/scratch"
+
+
+def scratch_recipe(frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings) -> Recipe:
+    """The recipe of the network from random weights: nothing is frozen."""
+    return Recipe(
+        name=NAME,
+        strategy="scratch",
+        backbone="small_cnn",
+        weights=f"random:{frame.settings.seed}",
+        geometry=geometry,
+        tap="head",
+        cut="",
+        settings=content_key(design.key, {name: repr(value) for name, value in asdict(settings).items()}),
+    )
+
+
+def scratching(
+    frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings
+) -> Generator[Event, None, Trial | None]:
+    """Train on every fold. Returns None if the budget ended before the first fold did."""
+    recipe = scratch_recipe(frame, design, geometry, settings)
+    probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
+    seconds, curves = 0.0, []
+    for fold in range(frame.folds.count):
+        known = frame.journal.fold(recipe.key, fold)
+        if known is None:
+            if frame.remaining_seconds() <= 0 and fold:
+                yield Event("notice", f"The budget ended after {fold} of {frame.folds.count} folds from scratch.")
+                break
+            known = yield from _fold(frame, recipe, design, settings, fold)
+        probabilities[frame.held_out(fold)] = known[1]
+        seconds += float(known[0]["seconds"])
+        curves.append({"fold": fold, **known[0]["curve"]})
+    weights, size, latency = scratch_costs(frame, design)
+    return Trial(
+        recipe=recipe,
+        probabilities=probabilities[frame.rows],
+        train_seconds=seconds,
+        extract_seconds=0.0,
+        model_bytes=size,
+        parameters=weights,
+        latency_ms=latency,
+        tap_index=0,
+        taps=1,
+        about={"family": "small_cnn", "source": "random weights", "licence": "Apache-2.0", "runner": "torch"},
+        curves=tuple(curves),
+    )
+
+
+def _fold(
+    frame: Frame, recipe: Recipe, design: ScratchDesign, settings: TrainingSettings, fold: int
+) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
+    from graft.learning.training import predict
+
+    begun = frame.journal.elapsed_seconds()
+    share = frame.remaining_seconds() / (frame.folds.count - fold)
+    trained, curve = yield from _training(
+        frame, recipe, design, settings, rows=frame.learned_from(fold), seed=fold, deadline_seconds=max(1.0, share),
+        text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
+    )
+    pixels = open_pixels(frame.dataset, recipe.geometry, store=frame.store)
+    rows = predict(trained, pixels, frame.held_out(fold), compute=frame.compute)
+    facts = {
+        "name": recipe.name,
+        "seconds": round(frame.journal.elapsed_seconds() - begun, 3),
+        "curve": curve,
+    }
+    return frame.journal.add_fold(recipe.key, fold, rows, facts), rows
+
+
+def _training(
+    frame: Frame,
+    recipe: Recipe,
+    design: ScratchDesign,
+    settings: TrainingSettings,
+    *,
+    rows: np.ndarray,
+    seed: int,
+    deadline_seconds: float | None,
+    text: str,
+) -> Generator[Event, None, tuple[Trained, dict[str, Any]]]:
+    from graft.learning.training import train
+
+    epochs = []
+    work = train(
+        open_pixels(frame.dataset, recipe.geometry, store=frame.store),
+        frame.dataset.targets,
+        rows,
+        groups=frame.dataset.groups,
+        design=design,
+        settings=settings,
+        compute=frame.compute,
+        seed=1000 * frame.settings.seed + seed,
+        deadline_seconds=deadline_seconds,
+    )
+    while True:
+        try:
+            epoch = next(work)
+        except StopIteration as finished:
+            trained: Trained = finished.value
+            return trained, {"epochs": epochs, "best_epoch": trained.best_epoch, "stopped": trained.stopped}
+        epochs.append({name: _number(value) for name, value in asdict(epoch).items()})
+        yield Event("progress", text, epoch.number, epoch.planned, remaining_seconds=frame.remaining_seconds())
+
+
+def refitting(
+    frame: Frame, trial: Trial, design: ScratchDesign, settings: TrainingSettings
+) -> Generator[Event, None, Trained]:
+    """Train on every development image for as many epochs as were best on the folds (their median)."""
+    best = [int(curve["best_epoch"]) for curve in trial.curves]
+    temperature = 1.0
+    fixed = replace(settings, epochs=max(1, int(np.median(best))), validation_share=0.0, temperature=temperature)
+    trained, _ = yield from _training(
+        frame, trial.recipe, design, fixed, rows=frame.rows, seed=999, deadline_seconds=None, text="from scratch, on all images"
+    )
+    return trained
+
+
+def scratch_graph(trained: Trained) -> tuple[onnx.ModelProto, str, np.ndarray, np.ndarray]:
+    """The trained network as a graph, the output in front of its head, and the head's weight and bias."""
+    from graft.backbones.export import export
+    from graft.backbones.opening import open_scratch
+
+    network = trained.network()
+    opened = open_scratch(network, trained.design)
+    graph = onnx.load_from_string(export(opened, size=trained.design.size))
+    weight = network.head.weight.detach().numpy().T
+    return graph, tap_output(opened.taps[-1].index), weight, network.head.bias.detach().numpy()
+
+
+def scratch_costs(frame: Frame, design: ScratchDesign) -> tuple[int, int, float]:
+    """Parameters, bytes and latency (ms) of the packed network; weights do not matter for them."""
+    key = content_key("scratch-cost.v1", design.key, LATENCY_THREADS, cpu_name())
+    stored = frame.store.get(key)
+    if stored is None:
+        from graft.backbones.export import export
+        from graft.backbones.opening import open_scratch
+        from graft.backbones.scratch import build
+
+        opened = open_scratch(build(design, seed=0), design)
+        graph = onnx.load_from_string(export(opened, size=design.size))
+        last = opened.taps[-1]
+        zeros = np.zeros((last.features, design.classes), np.float32)
+        model = assembled(graph, tap_output(last.index), weight=zeros, bias=zeros[0], unit_length=False)
+        content = model.SerializeToString()
+        latency = latency_ms(content, threads=LATENCY_THREADS, seconds=0.12)
+        stored = frame.store.put(
+            key, {"parameters": parameters(model), "bytes": len(content), "latency_ms": latency}
+        )
+    return int(stored.facts["parameters"]), int(stored.facts["bytes"]), float(stored.facts["latency_ms"])
+
+
+def _number(value: Any) -> Any:
+    """JSON knows no NaN."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value

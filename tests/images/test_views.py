@@ -1,0 +1,118 @@
+"""Views of training images: what they may change, what they must not, and which mirrorings the images allow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from graft.images.views import Augmentation, suited, symmetries, views
+
+ALL = Augmentation(("mirror", "upside_down", "transpose"), smallest_crop=0.4, jitter=0.3, erase=0.5)
+STILL = Augmentation((), smallest_crop=1.0, jitter=0.0, erase=0.0)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch(n: int = 8, channels: int = 3, size: int = 24) -> torch.Tensor:
+    return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator(9))
+
+
+def levels(images: torch.Tensor) -> torch.Tensor:
+    return (images * 255).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("n", [1, 5, 8])
+def test_views_are_images_of_the_same_shape(channels: int, n: int) -> None:
+    made = views(batch(n, channels), ALL, generator=generator())
+    assert made.shape == (n, channels, 24, 24)
+    assert made.dtype == torch.float32
+    assert 0 <= float(made.min()) and float(made.max()) <= 1
+
+
+def test_draws_come_from_the_generator_alone() -> None:
+    before = torch.get_rng_state()
+    one = views(batch(), ALL, generator=generator(1))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    assert torch.equal(one, views(batch(), ALL, generator=generator(1)))
+    assert not torch.equal(one, views(batch(), ALL, generator=generator(2)))
+
+
+def test_a_generator_moves_on() -> None:
+    drawn = generator()
+    assert not torch.equal(views(batch(), ALL, generator=drawn), views(batch(), ALL, generator=drawn))
+
+
+def test_every_image_is_cropped_on_its_own() -> None:
+    same = batch(1).repeat(6, 1, 1, 1)
+    moved = Augmentation((), smallest_crop=0.4, jitter=0.0, erase=0.0)
+    made = views(same, moved, generator=generator())
+    assert len({one.numpy().tobytes() for one in made}) == 6
+
+
+def test_mirrorings_are_the_ones_that_were_asked_for() -> None:
+    image = batch(1)[0]
+    turned = {
+        "mirror": image.flip(2),
+        "upside_down": image.flip(1),
+        "transpose": image.transpose(1, 2),
+    }
+    for name, expected in turned.items():
+        only = Augmentation((name,), 1.0, 0.0, 0.0)  # type: ignore[arg-type]
+        crops = torch.stack([image] * 64)
+        found = {levels(one).numpy().tobytes() for one in views(crops, only, generator=generator())}
+        whole = {picture.contiguous().numpy().tobytes() for picture in (image, expected)}
+        assert whole <= found, name
+
+
+def test_colour_changes_with_jitter_only() -> None:
+    flat = torch.full((8, 3, 16, 16), 100, dtype=torch.uint8)
+    assert torch.equal(levels(views(flat, STILL, generator=generator())), flat)
+    jittered = views(flat, Augmentation((), 1.0, 0.3, 0.0), generator=generator())
+    assert len(jittered.mean((1, 2, 3)).unique()) > 1
+    erased = views(flat, Augmentation((), 1.0, 0.0, 1.0), generator=generator())
+    assert bool((erased == 0.5).any()) and bool((levels(erased) == 100).any())
+
+
+def surfaces(n: int = 80, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (n, size, size, 1), dtype=np.uint8), np.arange(n) % 2
+
+
+def test_surfaces_have_every_symmetry() -> None:
+    pixels, targets = surfaces()
+    assert suited(pixels, targets, np.arange(len(targets))).symmetries == ("mirror", "upside_down", "transpose")
+
+
+@pytest.mark.parametrize("arrow", ["left or right", "up or down", "across or along"])
+def test_a_symmetry_that_changes_the_class_is_not_used(arrow: str) -> None:
+    """One class has its bright part on one side, the other class on the other: the mean image tells nothing."""
+    pixels, targets = surfaces()
+    pixels = pixels // 2
+    for picture, label in zip(pixels, targets, strict=True):
+        if arrow == "left or right":
+            picture[:, :12] += np.uint8(60 * label)
+            picture[:, -12:] += np.uint8(60 * (1 - label))
+        elif arrow == "up or down":
+            picture[:12] += np.uint8(60 * label)
+            picture[-12:] += np.uint8(60 * (1 - label))
+        elif label:
+            picture[::6] += np.uint8(100)
+        else:
+            picture[:, ::6] += np.uint8(100)
+    found = symmetries(pixels, targets, np.arange(len(targets)))
+    expected = {"left or right": "mirror", "up or down": "upside_down", "across or along": "transpose"}[arrow]
+    assert expected not in found
+
+
+def test_only_the_given_rows_are_looked_at() -> None:
+    pixels, targets = surfaces()
+    rows = np.arange(0, 60)
+    before = suited(pixels, targets, rows)
+    pixels[60:, :10] = 255
+    targets[60:] = 7
+    assert suited(pixels, targets, rows) == before

@@ -1,0 +1,229 @@
+"""Training from scratch: it learns, it is repeatable, it stops when told, and it never looks where it must not."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Generator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings as hypothesis_settings, strategies as st
+
+from graft.backbones.scratch import ScratchDesign
+from graft.compute import Compute
+from graft.errors import GraftError
+from graft.images.views import Augmentation
+from graft.learning.training import (
+    Epoch,
+    Trained,
+    TrainingSettings,
+    class_weights,
+    kept_back,
+    planned_epochs,
+    predict,
+    train,
+)
+
+CPU = Compute("cpu", False, 1)
+DESIGN = ScratchDesign(8, 1, 16, 2)
+SHORT = TrainingSettings(epochs=4, batch_size=16)
+STILL = Augmentation((), 0.8, 0.0, 0.0)
+
+
+def stripes(n: int = 96) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy pictures with lines across (class 0) or along (class 1)."""
+    random = np.random.default_rng(0)
+    pixels = random.integers(60, 120, (n, 16, 16, 1), dtype=np.uint8)
+    targets = np.arange(n) % 2
+    pixels[targets == 0, ::4] += np.uint8(80)
+    pixels[targets == 1, :, ::4] += np.uint8(80)
+    return pixels, targets
+
+
+def run(
+    pixels: np.ndarray, targets: np.ndarray, rows: np.ndarray, settings: TrainingSettings = SHORT, **more: float
+) -> tuple[list[Epoch], Trained]:
+    return finish(start(pixels, targets, rows, settings, **more))
+
+
+def start(
+    pixels: np.ndarray,
+    targets: np.ndarray,
+    rows: np.ndarray,
+    settings: TrainingSettings = SHORT,
+    *,
+    seed: int = 0,
+    deadline_seconds: float | None = None,
+    augmentation: Augmentation | None = STILL,
+) -> Generator[Epoch, None, Trained]:
+    return train(
+        pixels,
+        targets,
+        rows,
+        groups=np.arange(len(targets)),
+        design=DESIGN,
+        settings=settings,
+        compute=CPU,
+        seed=seed,
+        deadline_seconds=deadline_seconds,
+        augmentation=augmentation,
+    )
+
+
+def finish(training: Generator[Epoch, None, Trained]) -> tuple[list[Epoch], Trained]:
+    epochs = []
+    while True:
+        try:
+            epochs.append(next(training))
+        except StopIteration as end:
+            return epochs, end.value
+
+
+def same(one: Trained, other: Trained) -> bool:
+    return all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+
+
+def test_it_learns_and_calls_are_calibrated() -> None:
+    pixels, targets = stripes()
+    rows, others = np.arange(72), np.arange(72, 96)
+    epochs, trained = run(pixels, targets, rows, replace(SHORT, epochs=12))
+    probabilities = predict(trained, pixels, others, compute=CPU)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    assert (probabilities.argmax(1) == targets[others]).mean() > 0.9
+    assert [epoch.number for epoch in epochs] == list(range(1, 13))
+    assert epochs[-1].train_loss < epochs[0].train_loss
+    assert trained.best_epoch == 1 + int(np.argmin([epoch.validation_loss for epoch in epochs]))
+    assert (trained.stopped, trained.epochs_run) == ("epochs", 12)
+
+
+def test_the_softmax_of_the_network_is_the_prediction() -> None:
+    pixels, targets = stripes()
+    _, trained = run(pixels, targets, np.arange(72))
+    images = torch.from_numpy(pixels[72:]).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        expected = torch.softmax(trained.network()(images), dim=1).numpy()
+    np.testing.assert_allclose(predict(trained, pixels, np.arange(72, 96), compute=CPU), expected, atol=1e-6)
+    assert predict(trained, pixels, np.arange(0), compute=CPU).shape == (0, 2)
+
+
+def test_same_seed_same_weights() -> None:
+    pixels, targets = stripes()
+    before = torch.get_rng_state()
+    _, one = run(pixels, targets, np.arange(72))
+    torch.rand(3)
+    _, two = run(pixels, targets, np.arange(72))
+    _, other = run(pixels, targets, np.arange(72), seed=1)
+    assert same(one, two)
+    assert not same(one, other)
+    torch.set_rng_state(before)
+    run(pixels, targets, np.arange(72))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_rows_outside_are_never_read() -> None:
+    pixels, targets = stripes()
+    rows = np.arange(0, 96, 2) // 2 * 2 + np.arange(48) % 2  # both classes
+    _, clean = run(pixels, targets, rows, augmentation=None)
+    outside = np.setdiff1d(np.arange(96), rows)
+    pixels[outside] = 255
+    targets[outside] = -1_000_000
+    _, poisoned = run(pixels, targets, rows, augmentation=None)
+    assert same(clean, poisoned)
+
+
+def test_patience_stops_and_the_best_weights_stay() -> None:
+    """With labels that say nothing, the kept-back part soon gets no better."""
+    pixels, targets = stripes()
+    targets = np.random.default_rng(1).permutation(targets)
+    epochs, trained = run(pixels, targets, np.arange(96), replace(SHORT, epochs=60, patience=3))
+    assert trained.stopped == "patience"
+    assert trained.epochs_run == len(epochs) == trained.best_epoch + 3
+    losses = [epoch.validation_loss for epoch in epochs]
+    assert min(losses) == losses[trained.best_epoch - 1]
+
+
+def test_the_deadline_leaves_one_epoch() -> None:
+    pixels, targets = stripes()
+    epochs, trained = run(pixels, targets, np.arange(96), replace(SHORT, epochs=50), deadline_seconds=0.0)
+    assert (trained.stopped, len(epochs), trained.best_epoch) == ("deadline", 1, 1)
+
+
+def test_refit_uses_everything_for_exactly_the_epochs() -> None:
+    pixels, targets = stripes()
+    settings = replace(SHORT, epochs=3, validation_share=0.0, temperature=2.0, multiply_adds=1.0)
+    epochs, trained = run(pixels, targets, np.arange(96), settings)
+    assert len(epochs) == trained.best_epoch == 3
+    assert math.isnan(epochs[0].validation_loss)
+    assert trained.temperature == 2.0
+    _, sharp = run(pixels, targets, np.arange(96), replace(settings, temperature=1.0))
+    torch.testing.assert_close(trained.state["head.weight"] * 2, sharp.state["head.weight"])
+
+
+def test_a_loss_that_is_not_finite_is_a_sentence() -> None:
+    pixels, targets = stripes()
+    with pytest.raises(GraftError, match=r"not a finite number, even with half the learning rate\. Leave"):
+        run(pixels, targets, np.arange(96), replace(SHORT, learning_rate=1e30))
+
+
+def test_half_the_rate_is_tried_once() -> None:
+    """Between a rate that is fine and one that never is lies one that only its half survives."""
+    pixels, targets = stripes(32)
+
+    def used(power: int) -> float:
+        """The share of the wanted rate with which the epoch ended; 0 if it never did."""
+        settings = replace(SHORT, epochs=1, learning_rate=2.0**power)
+        try:
+            epochs, _ = run(pixels, targets, np.arange(32), settings)
+        except GraftError:
+            return 0.0
+        assert math.isfinite(epochs[0].train_loss)
+        return epochs[0].learning_rate / 2.0**power
+
+    whole = used(0)
+    first_that_fails = bisect.bisect_left(range(120), True, key=lambda power: used(power) < whole)
+    assert used(first_that_fails) == pytest.approx(whole / 2)
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=1, max_size=60),
+    pairs=st.integers(1, 4),
+    share=st.sampled_from([0.0, 0.15, 0.5]),
+    seed=st.integers(0, 5),
+)
+def test_the_kept_back_part_is_grouped_and_stratified(
+    labels: list[int], pairs: int, share: float, seed: int
+) -> None:
+    targets = np.array(labels, dtype=np.int64)
+    groups = np.arange(len(labels), dtype=np.int64) // pairs
+    rows = np.flatnonzero(np.arange(len(labels)) % 7 != 3)
+    learn, check = kept_back(targets, groups, rows, share=share, seed=seed)
+    assert sorted([*learn, *check]) == sorted(rows)
+    assert not set(groups[learn]) & set(groups[check])
+    if pairs == 1:
+        assert set(targets[learn]) == set(targets[rows])
+        for label in set(labels):
+            own, kept = (targets[rows] == label).sum(), (targets[check] == label).sum()
+            assert abs(kept - share * own) <= 1
+            assert share == 0 or own < 2 or kept >= 1
+    if share == 0:
+        assert not len(check)
+
+
+def test_class_weights_average_to_one() -> None:
+    labels = np.array([0] * 90 + [1] * 10)
+    assert class_weights(labels, 2, "none").tolist() == [1.0, 1.0]
+    weights = class_weights(labels, 3, "root")
+    assert weights[labels].mean() == pytest.approx(1)
+    assert weights[1] / weights[0] == pytest.approx(3)
+    assert weights[2] >= weights[1]
+
+
+def test_the_plan_is_a_number_of_multiply_adds() -> None:
+    few, many = (planned_epochs(ScratchDesign(16, 3, 96, 2), n, TrainingSettings()) for n in (250, 1_000))
+    assert 300 >= few > many >= 12
+    assert planned_epochs(DESIGN, 5, TrainingSettings(epochs=40)) == 40
