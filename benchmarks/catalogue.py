@@ -6,7 +6,7 @@
 Given by hand and left alone: name, library, arguments, family, pretraining, top1, top5, published. Read off timm's or
 torchvision's description of the weights: source, licence, input. Computed: parameters, bytes (float32 of every
 floating-point tensor of the state), gmacs (multiply-adds counted by torch.utils.flop_counter, half its operations,
-one image at the input size), stages. Costs about a minute on two cores.
+one image at the input size), stages. Costs about 90 s of processor time.
 """
 
 from __future__ import annotations

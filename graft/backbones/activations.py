@@ -153,7 +153,7 @@ def _torch_batches(
 
     opened = reopened(trunk, folder=folder, reach=reach)
     device = torch.device(compute.device)
-    module = opened.trunk.to(device, memory_format=torch.channels_last)
+    module = opened.trunk.to(device).to(memory_format=torch.channels_last)
     batch = BATCH if compute.device == "cpu" else 16 * BATCH
     precision = torch.bfloat16 if compute.bf16 else torch.float16
     autocast = torch.autocast(compute.device, dtype=precision, enabled=compute.device != "cpu")

@@ -149,10 +149,10 @@ def resolve(name: str, folder: Held | None) -> tuple[Entry, str | None]:
             others = ", ".join(entry.name for entry in fitting if entry is not best)
             several = f"{name} fits several files of the weights folder; {best.name} is taken, not {others}."
             return best, several if others and known is held else None
-    entry = _from_timm(name)
-    if entry is None:
+    made = _from_timm(name)
+    if made is None:
         raise BackboneError(_unknown(name, held))
-    return entry, None
+    return made, None
 
 
 def computed(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ def export(opened: Opened, *, size: int) -> bytes:
     """The serialised graph with every tap. Raises whatever the exporter raises for a network it cannot follow."""
     names = [tap_output(tap.index) for tap in opened.taps] + [LOGITS] * opened.has_logits
     example = torch.zeros((2, size, size, opened.trunk.channels), dtype=torch.uint8)
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # typed as a path only, but a buffer is accepted
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns about every shape that becomes a constant; sizes are fixed here
         torch.onnx.export(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import ssl
 import threading
@@ -125,13 +126,17 @@ def load_from_torchvision(entry: Entry) -> tuple[dict[str, Tensor], Path]:
     if not path.is_file():
         _still_there(entry, entry.source)
     elif not file_digest(path).startswith(path.stem.rsplit("-", 1)[-1]):
-        raise BackboneError(f"{path} is damaged: its sha256 is not the one in its name. Remove it and try again.")
+        raise BackboneError(
+            f"{path} is damaged: its sha256 is not the one in its name. Remove it and try again."
+        )
     try:
         state = torch.hub.load_state_dict_from_url(
             entry.source, str(folder), map_location="cpu", progress=False, check_hash=True, weights_only=True
         )
     except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
-        raise BackboneError(f"The weights of {entry.name} could not be had from {entry.source}: {error}") from error
+        raise BackboneError(
+            f"The weights of {entry.name} could not be had from {entry.source}: {error}"
+        ) from error
     if dict(entry.arguments).get("aux_logits") is False:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("aux", "AuxLogits"))}
     return state, path
@@ -220,11 +225,8 @@ def _status(address: str, seconds: float) -> int | None:
 
 
 def _certificates() -> ssl.SSLContext:
-    """The system's certificates and those that the hub's own client brings along."""
+    """The system's certificates, and those of certifi where a client of the hub brought it along."""
     context = ssl.create_default_context()
-    try:
-        import certifi
-    except ImportError:
-        return context
-    context.load_verify_locations(certifi.where())
+    if importlib.util.find_spec("certifi") is not None:
+        context.load_verify_locations(importlib.import_module("certifi").where())
     return context

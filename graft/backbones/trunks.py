@@ -149,7 +149,7 @@ def _open_untrained(entry: Entry) -> Opened:
     from graft.backbones.opening import open_scratch
     from graft.backbones.scratch import ScratchDesign, build
 
-    arguments = dict(entry.arguments)
+    arguments: dict[str, Any] = dict(entry.arguments)
     seed = int(arguments.pop("seed"))
     design = ScratchDesign(**arguments)
     return open_scratch(build(design, seed=seed), design)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graft.backbones.catalogue import Entry, InputSpec, computed, family_of
 from graft.backbones.hub import Reach, cached, file_digest, load_from_hub, load_from_torchvision
+from graft.backbones.hub import reach_hub as reach_hub
 from graft.errors import BackboneError
 
 if TYPE_CHECKING:

@@ -65,7 +65,8 @@ class Bundle:
         """
         if isinstance(images, (list, tuple)):
             return [self._prediction(row) for row in self.probabilities(images)]
-        return self._prediction(self.probabilities([images])[0])
+        one: Any = images
+        return self._prediction(self.probabilities([one])[0])
 
     def probabilities(self, images: Sequence[Picture]) -> Float32[np.ndarray, "n k"]:
         """Class probabilities, a row per image, columns in the order of `labels`."""

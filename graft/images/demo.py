@@ -5,7 +5,7 @@ In: how many files of each class and a seed. Out: a folder `good/`, `defective/`
 photographs are like, some of the files counted are no images (truncated, empty, text) or copies of others (the same
 bytes, compressed again, made smaller, put under the other class too).
 
-Cost: about 10 s for 1,250 files on two cores, 35 MB. The bytes depend on the numbers and the seed, and on the versions
+Cost: about 7 s for 1,250 files on two cores, 23 MB. The bytes depend on the numbers and the seed, and on the versions
 of numpy, scipy and Pillow; not on threads or time.
 """
 
@@ -15,7 +15,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ TEXT = b"This is a note, not a photograph: camera 2 was cleaned after this batch
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One file: number `number` of the class `label`; a copy or a truncated file is made from picture `source`."""
+    """One file: number `number` of the class `label`; `source` is the picture that a copy is made from."""
 
     label: Label
     number: int
@@ -58,8 +57,9 @@ def write(
     """Write the set to `folder`, yielding (files done, files in all) after each file.
 
     `good` and `defective` count files, the troubled ones among them (at most half of a class). The files appear in a
-    hidden folder beside `folder`, which gets its name when all are there: a stopped run leaves nothing behind. If
-    `folder` holds the same set already, it is kept and one pair is yielded; an empty folder is filled.
+    hidden folder beside `folder`, which gets its name when all are there: a stopped run leaves nothing behind (a
+    killed one the hidden folder). If `folder` holds the same set already, it is kept and one pair is yielded; an empty
+    folder is filled.
 
     Raises, at the first step, SettingsError for a count below 1 or a negative seed, and DatasetError if `folder`
     holds anything else or cannot be written.
@@ -77,15 +77,14 @@ def write(
         return
     items = [item for label in TROUBLES for item in plan(label, facts[label])]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        building = folder.parent / f".{folder.name}.{os.urandom(4).hex()}"
+        building.mkdir(parents=True)
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
         for done, _ in enumerate(_files(building, items, seed), start=1):
             yield done, total
         (building / MANIFEST).write_text(json.dumps(facts), encoding="utf-8")
-        building.chmod(0o755)
         if folder.exists():
             folder.rmdir()  # empty, as _holds has seen; refuses by itself if that is no longer so
         building.rename(folder)
@@ -179,9 +178,9 @@ def _files(folder: Path, items: list[Item], seed: int) -> Iterator[Path]:
 
 def _holds(folder: Path, facts: dict[str, int]) -> bool:
     """Whether the set is there already; False if nothing is. Raises DatasetError if something else is."""
-    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
-        return False
     try:
+        if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+            return False
         found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise DatasetError(

@@ -32,8 +32,8 @@ _LOWEST, _SEARCH_HIGHEST, _JUDGE_HIGHEST = 1.5, 12, 16
 # With fewer images than this the whitening leans on the plain frequency weights.
 _PRIOR_IMAGES = 20
 _LEAST_CONTRAST = 2.0
-_SEARCH_LEAST, _JUDGE_LEAST = 0.45, 0.76
-_NEIGHBOUR, _USUAL = 20, 0.3
+_SEARCH_LEAST, _JUDGE_LEAST = (0.3, 0.45), 0.76
+_NEIGHBOUR = 20
 _SEARCH_RATIO, _JUDGE_RATIO = 0.85, 0.4
 _CANDIDATES_EACH = 3
 _HITS_EACH = 150
@@ -41,7 +41,7 @@ _BLOCK_BYTES = 64 * 1024**2
 _PAIRS_AT_ONCE = 1000
 _TINT_GAP = 24.0
 
-Pairs = Int64[np.ndarray, "m 2"]
+Pairs = Int64[np.ndarray, "_ 2"]
 Thumbnails = UInt8[np.ndarray, "n 32 32"]
 Tints = UInt8[np.ndarray, "n 4 4 3"]
 
@@ -55,7 +55,7 @@ def sketch(image: Image.Image) -> tuple[UInt8[np.ndarray, "32 32"], UInt8[np.nda
 
 def near_pairs(
     thumbnails: Thumbnails, tints: Tints
-) -> tuple[Pairs, Float32[np.ndarray, " m"], UInt8[np.ndarray, " m"]]:
+) -> tuple[Int64[np.ndarray, "m 2"], Float32[np.ndarray, " m"], UInt8[np.ndarray, " m"]]:
     """Pairs `(i, j)` with `i < j`, sorted; their similarity up to 1; and 1 where one is the mirror image of the other."""
     told = np.flatnonzero(thumbnails.std(axis=(1, 2)) >= _LEAST_CONTRAST)
     if len(told) < 2:
@@ -145,16 +145,17 @@ def _candidates(
 ) -> tuple[tuple[Pairs, Pairs], Float32[np.ndarray, " n"]]:
     """Pairs worth judging, as they are and mirrored; and how close the twentieth neighbour of each image is."""
     count = len(vectors)
-    crowd = np.full(count, _USUAL, np.float32)
+    crowd = np.zeros(count, np.float32)
+    bar = _bar(vectors)
     straight, flipped = [], []
     step = max(1, _BLOCK_BYTES // (4 * count))
     for start in range(0, count, step):
         block = vectors[start : start + step]
-        row, column, score, rank = _hits(block @ vectors.T, start)
+        row, column, score, rank = _hits(block @ vectors.T, start, bar)
         at = rank == _NEIGHBOUR - 1
         crowd[row[at]] = score[at]
         straight.append((row, column, score, rank))
-        flipped.append(_hits(block @ mirrored.T, start))
+        flipped.append(_hits(block @ mirrored.T, start, bar))
     kept = []
     for hits in (straight, flipped):
         row, column, score, rank = (np.concatenate(part) for part in zip(*hits, strict=True))
@@ -165,15 +166,20 @@ def _candidates(
     return (kept[0], kept[1]), crowd
 
 
-def _hits(scores: Float32[np.ndarray, "r n"], start: int) -> tuple[np.ndarray, ...]:
+def _bar(vectors: Float32[np.ndarray, "n d"]) -> float:
+    """About the highest correlation that unrelated vectors reach by chance, within what has proved useful."""
+    count, size = vectors.shape
+    return float(np.clip(np.sqrt(4 * np.log(count) / size), *_SEARCH_LEAST))
+
+
+def _hits(scores: Float32[np.ndarray, "r n"], start: int, bar: float) -> tuple[np.ndarray, ...]:
     """Row, column, score and rank within the row of the entries worth a look; `start` is the number of the first row.
 
     In a crowd the bar rises until an image has 150 of them on average.
     """
     rows, columns = scores.shape
     scores[np.arange(rows), start + np.arange(rows)] = -1
-    bar = np.float32(_SEARCH_LEAST)
-    while np.count_nonzero(above := scores >= bar) > _HITS_EACH * rows and bar < 0.999:
+    while np.count_nonzero(above := scores >= np.float32(bar)) > _HITS_EACH * rows and bar < 0.999:
         bar += (1 - bar) / 4
     row, column = np.divmod(np.flatnonzero(above), columns)
     score = scores[row, column]
@@ -183,7 +189,9 @@ def _hits(scores: Float32[np.ndarray, "r n"], start: int) -> tuple[np.ndarray, .
     return row + start, column, score, rank
 
 
-def _scores(judge: _Space, thumbnails: Thumbnails, pairs: Pairs, *, flip: bool) -> Float32[np.ndarray, " m"]:
+def _scores(
+    judge: _Space, thumbnails: Thumbnails, pairs: Int64[np.ndarray, "m 2"], *, flip: bool
+) -> Float32[np.ndarray, " m"]:
     """The correlation of each pair in the space `judge`, as they lie or aligned, whichever is higher."""
     scores = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):

@@ -95,7 +95,9 @@ def _parts(
     sizes, kinds, totals = members.sum(axis=1), (members > 0).sum(axis=1), members.sum(axis=0)
     rarest = np.where(members > 0, totals, len(groups) + 1).argmin(axis=1)
     shuffled = np.random.default_rng([seed, count]).permutation(len(names))
-    order = shuffled[np.lexsort((rarest[shuffled], totals[rarest][shuffled], -sizes[shuffled], -kinds[shuffled]))]
+    order = shuffled[
+        np.lexsort((rarest[shuffled], totals[rarest][shuffled], -sizes[shuffled], -kinds[shuffled]))
+    ]
     part = np.empty(len(names), np.int64)
     filled = np.zeros((count, len(totals)), np.int64)
     for group in order:
@@ -129,7 +131,9 @@ def _twin_notice(twins: int) -> list[str]:
     if twins == 0:
         return []
     what = "image is a copy" if twins == 1 else "images are copies"
-    return [f"{twins:,} training {what} (or nearly so) of test images; left out, so that the test stays honest."]
+    return [
+        f"{twins:,} training {what} (or nearly so) of test images; left out, so that the test stays honest."
+    ]
 
 
 def _count_notices(classes: Sequence[str], pictures: list[int], wanted: int, count: int) -> list[str]:

@@ -20,7 +20,7 @@ HEADER = ("file", "issue", "excluded", "class", "detail")
 def write_check(dataset: Dataset, path: Path) -> None:
     """Write the issues of `dataset` as a CSV file that is whole at every moment."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(HEADER)
     for issue in dataset.issues:
         excluded = "yes" if issue.excluded else "no"

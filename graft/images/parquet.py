@@ -58,34 +58,39 @@ def _rows(root: Path, path: Path) -> tuple[list[Row], bool]:
 
     try:
         with pq.ParquetFile(path) as file:
-            header = file.schema_arrow.names
-            _image_column(path, file.schema_arrow)
-            columns = {
-                what: column
-                for what, names in (("label", LABEL_COLUMNS), ("split", ("split",)), ("group", ("group",)))
-                if (column := find_column(header, names)) is not None
-            }
-            if "label" not in columns:
-                raise DatasetError(
-                    f"{path} has no column {', '.join(LABEL_COLUMNS[:-1])} or {LABEL_COLUMNS[-1]}; its columns are "
-                    f"{', '.join(map(repr, header))}. Rename the one that names the class."
-                )
-            table = file.read(columns=[header[column] for column in columns.values()])
-            values = {what: table[header[column]].to_pylist() for what, column in columns.items()}
-            kind = file.schema_arrow.field(columns["label"]).type
-            names = _class_names(file.schema_arrow.metadata, header[columns["label"]])
-            count = file.metadata.num_rows
+            schema, count = file.schema_arrow, file.metadata.num_rows
+            _image_column(path, schema)
+            columns = _label_columns(path, schema)
+            table = file.read(columns=list(columns.values()))
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} cannot be read as a Parquet file: {error}") from error
-    if pa.types.is_floating(kind) or pa.types.is_nested(kind):
-        raise DatasetError(
-            f"{path}: the column {header[columns['label']]!r} holds {kind}; a class must be text or a whole number."
-        )
+    values = {what: table[column].to_pylist() for what, column in columns.items()}
+    names = _class_names(schema.metadata, columns["label"])
     labels = [_label(value, names) for value in values["label"]]
     splits = _splits(root, path, values.get("split"), count)
     groups = [None if value is None else str(value) for value in values.get("group", [None] * count)]
     rows = [Row(path, k, labels[k], splits[k], groups[k]) for k in range(count)]
-    return rows, pa.types.is_integer(kind) and names is None
+    return rows, names is None and pa.types.is_integer(schema.field(columns["label"]).type)
+
+
+def _label_columns(path: Path, schema: Any) -> dict[str, str]:
+    """The columns that hold label, split and group, the last two where there are any."""
+    import pyarrow as pa
+
+    wanted = {"label": LABEL_COLUMNS, "split": ("split",), "group": ("group",)}
+    places = {what: find_column(schema.names, names) for what, names in wanted.items()}
+    columns = {what: schema.names[place] for what, place in places.items() if place is not None}
+    if "label" not in columns:
+        raise DatasetError(
+            f"{path} has no column {', '.join(LABEL_COLUMNS[:-1])} or {LABEL_COLUMNS[-1]}; its columns are "
+            f"{', '.join(map(repr, schema.names))}. Rename the one that names the class."
+        )
+    kind = schema.field(columns["label"]).type
+    if pa.types.is_floating(kind) or pa.types.is_nested(kind):
+        raise DatasetError(
+            f"{path}: the column {columns['label']!r} holds {kind}; a class must be text or a whole number."
+        )
+    return columns
 
 
 def _image_column(path: Path, schema: Any) -> str:
@@ -99,9 +104,10 @@ def _image_column(path: Path, schema: Any) -> str:
     for field in schema:
         if is_binary(field.type):
             found[field.name] = field.name
-        elif pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-            if is_binary(field.type.field("bytes").type):
-                found[field.name] = f"{field.name}.bytes"
+        elif pa.types.is_struct(field.type) and any(
+            p.name == "bytes" and is_binary(p.type) for p in field.type
+        ):
+            found[field.name] = f"{field.name}.bytes"
     if not found:
         raise DatasetError(
             f"{path} has no column of encoded images (binary, or a struct with a binary field 'bytes'); its columns "

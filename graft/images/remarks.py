@@ -26,11 +26,29 @@ def twin_issues(
 
     A mirror image under another class is no conflict: turning left may be what makes the class.
     """
-    issues: list[Issue] = []
     conflicts: dict[int, str] = {}
-    originals: dict[str, list[int]] = {}
+    issues = _exact(images, labels, conflicts)
+    told: set[int] = set()
+    for k in np.argsort(-scores, kind="stable"):
+        one, two = int(near[k, 0]), int(near[k, 1])
+        what = "The mirror image of" if mirrored[k] else "Nearly the same picture as"
+        if two not in told:
+            told.add(two)
+            detail = f"{what} {images[one].name} (similarity {scores[k]:.2f})."
+            issues.append(Issue(images[two].name, "near_duplicate", detail, False, labels[two]))
+        if labels[one] != labels[two] and scores[k] >= _CONFLICT_LEAST and not mirrored[k]:
+            for here, there in ((one, two), (two, one)):
+                conflicts.setdefault(here, f"{what} {images[there].name}, class {labels[there]!r}.")
+    issues += [Issue(images[k].name, "conflict", detail, False, labels[k]) for k, detail in conflicts.items()]
+    return issues
+
+
+def _exact(images: Sequence[ImageReference], labels: Sequence[str], conflicts: dict[int, str]) -> list[Issue]:
+    """An issue for every image whose bytes were there before; `conflicts` gains those under another class."""
+    issues: list[Issue] = []
+    copies: dict[str, list[int]] = {}
     for place, image in enumerate(images):
-        same = originals.setdefault(image.digest, [])
+        same = copies.setdefault(image.digest, [])
         if same:
             detail = f"The same bytes as {images[same[0]].name}."
             issues.append(Issue(image.name, "exact_duplicate", detail, False, labels[place]))
@@ -38,20 +56,6 @@ def twin_issues(
             conflicts.setdefault(place, f"The same bytes as {images[other].name}, class {labels[other]!r}.")
             conflicts.setdefault(other, f"The same bytes as {image.name}, class {labels[place]!r}.")
         same.append(place)
-    told: set[int] = set()
-    for k in np.argsort(-scores, kind="stable"):
-        one, two = int(near[k, 0]), int(near[k, 1])
-        what = "The mirror image" if mirrored[k] else "Nearly the same picture"
-        of = "of" if mirrored[k] else "as"
-        if two not in told:
-            told.add(two)
-            detail = f"{what} {of} {images[one].name} (similarity {scores[k]:.2f})."
-            issues.append(Issue(images[two].name, "near_duplicate", detail, False, labels[two]))
-        if labels[one] != labels[two] and scores[k] >= _CONFLICT_LEAST and not mirrored[k]:
-            for here, there in ((one, two), (two, one)):
-                detail = f"Nearly the same picture as {images[there].name}, class {labels[there]!r}."
-                conflicts.setdefault(here, detail)
-    issues += [Issue(images[k].name, "conflict", detail, False, labels[k]) for k, detail in conflicts.items()]
     return issues
 
 

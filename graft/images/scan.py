@@ -24,7 +24,7 @@ from PIL import Image
 
 from graft.errors import DatasetError
 from graft.images import duplicates
-from graft.images.dataset import Dataset, ImageReference, Issue
+from graft.images.dataset import Dataset, ImageReference, Issue, IssueKind
 from graft.images.decode import MAX_BYTES, UnreadableImage, read_with_size
 from graft.images.readers import Listing, Row, read, read_bytes
 from graft.images.remarks import class_issues, twin_issues
@@ -39,7 +39,8 @@ _GREY_USUAL, _GREY_MOST = 4, 24
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
-Failure = tuple[str, str]
+Failure = tuple[IssueKind, str]
+_UNPLACED: Failure = ("unplaced", "The image belongs to no class: it has no label or class folder.")
 
 
 def scan(source: Path | str, *, store: Store, threads: int) -> Dataset:
@@ -142,21 +143,9 @@ def _seeing(
     key = content_key("inspection", _VERSION, digests)
     entry = store.get(key)
     if entry is None:
-        looks: dict[str, _Look] = {}
-        failures: dict[str, Failure] = {}
         in_order = sorted(first.items(), key=lambda item: item[1])
-
-        def look(item: tuple[str, int]) -> _Look | Failure:
-            place = item[1]
-            data = hashed.kept.pop(place, None)
-            return _look(read_bytes(rows[place].path, rows[place].row) if data is None else data)
-
-        for done, found in enumerate(_in_order(look, in_order, pool, threads)):
-            if isinstance(found, _Look):
-                looks[in_order[done][0]] = found
-            else:
-                failures[in_order[done][0]] = found
-            yield done, len(rows)
+        looks = yield from _decoding(rows, in_order, hashed, pool, threads)
+        failures = {digest: found for digest, found in looks.items() if not isinstance(found, _Look)}
         entry = store.put(key, {"failures": failures}, **_arrays(digests, looks))
     hashed.kept.clear()
     arrays = {
@@ -164,6 +153,27 @@ def _seeing(
     }
     failed = {digest: (kind, reason) for digest, (kind, reason) in entry.facts["failures"].items()}
     return _Seen(digests, **arrays, failures=failed)
+
+
+def _decoding(
+    rows: Sequence[Row],
+    wanted: list[tuple[str, int]],
+    hashed: _Hashed,
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> Generator[tuple[int, int], None, dict[str, _Look | Failure]]:
+    """What the images at `wanted` (digest and place) look like; their kept bytes are let go."""
+
+    def look(item: tuple[str, int]) -> _Look | Failure:
+        place = item[1]
+        data = hashed.kept.pop(place, None)
+        return _look(read_bytes(rows[place].path, rows[place].row) if data is None else data)
+
+    looks: dict[str, _Look | Failure] = {}
+    for (digest, place), found in zip(wanted, _in_order(look, wanted, pool, threads), strict=True):
+        looks[digest] = found
+        yield place, len(rows)
+    return looks
 
 
 def _look(data: bytes) -> _Look | Failure:
@@ -184,10 +194,10 @@ def _is_grey(image: Image.Image) -> bool:
     return bool(gap.max() < _GREY_MOST and np.percentile(gap, 99) < _GREY_USUAL)
 
 
-def _arrays(digests: Sequence[str], looks: dict[str, _Look]) -> dict[str, np.ndarray]:
+def _arrays(digests: Sequence[str], looks: dict[str, _Look | Failure]) -> dict[str, np.ndarray]:
     """The columns of `_Seen`; zero where an image could not be decoded."""
     none = _Look((0, 0), False, np.zeros((32, 32), np.uint8), np.zeros((4, 4, 3), np.uint8))
-    rows = [looks.get(digest, none) for digest in digests]
+    rows = [look if isinstance(look := looks[digest], _Look) else none for digest in digests]
     return {
         "widths": np.array([row.size[0] for row in rows], np.int64),
         "heights": np.array([row.size[1] for row in rows], np.int64),
@@ -251,9 +261,11 @@ def _check_classes(source: Path | str, listing: Listing, places: list[int], issu
         name = next(iter(found["train"]))
         others = [other for other in listing.classes if other != name]
         empty = f" {', '.join(map(repr, others))} have no readable image." if others else ""
+        tables = sorted(listing.root.glob("*.csv")) if Path(source).is_dir() else []
+        hint = f" If the labels are in {tables[0].name}, give that file instead." if tables else ""
         raise DatasetError(
             f"All {len(places)} images of {source} are of one class, {name!r}.{empty} Telling classes apart needs "
-            "images of at least two."
+            f"images of at least two.{hint}"
         )
 
 
@@ -298,12 +310,8 @@ def _assembled(
         for row, digest in zip(rows, digests, strict=True)
     )
     near, scores, mirrored = _near_pairs(seen, look, digests, store)
-    groups = duplicates.grouped(
-        len(rows),
-        near,
-        duplicates.equal_pairs(digests),
-        duplicates.equal_pairs([row.group for row in rows]),
-    )
+    given = duplicates.equal_pairs([row.group for row in rows])
+    groups = duplicates.grouped(len(rows), near, duplicates.equal_pairs(digests), given)
     issues += twin_issues(images, labels, near, scores, mirrored)
     issues += class_issues(listing.classes, labels, groups)
     return Dataset(

@@ -123,7 +123,7 @@ def lit(height: Picture, angle: float) -> Picture:
 def brushed(random: Generator, shape: Shape, lay: float) -> Picture:
     """Metal drawn along a brush: long fine grooves over broader bands."""
     fine = streaks(random, shape, lay, length_px=random.uniform(40, 160), width_px=random.uniform(0.4, 1.0))
-    bands = streaks(random, shape, lay, length_px=300, width_px=random.uniform(3, 8))
+    bands = streaks(random, shape, lay, length_px=300.0, width_px=random.uniform(3, 8))
     return fine * np.float32(0.9) + bands * np.float32(0.4)
 
 

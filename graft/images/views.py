@@ -24,8 +24,10 @@ from torchvision.transforms import v2
 Symmetry = Literal["mirror", "upside_down", "transpose"]
 GROUP = 4
 THUMB = 12
-GUESSED = 0.58
-"""A symmetry is not used when more than this share of the images betrays that it was applied."""
+TOLD_BY_CLASS = 0.65
+TOLD_BY_ANY = 0.53
+"""A symmetry is not used when more than these shares of the images betray, within their class, that it was applied:
+with what all classes have in common (such as light from above) taken away, and with it."""
 
 _APPLY: dict[Symmetry, Callable[[np.ndarray], np.ndarray]] = {
     "mirror": lambda x: x[:, :, ::-1],
@@ -72,22 +74,26 @@ def symmetries(
     *,
     most: int = 2_000,
 ) -> tuple[Symmetry, ...]:
-    """The mirrorings under which the images of every class look alike: at most `most` of `rows` are read.
+    """The mirrorings that keep the class: at most `most` of `rows` are read.
 
     An image is compared with its mirror image, a_i = f(x_i) - f(mirror(x_i)), for f a thumbnail and for f the edge
-    strengths along both axes. If the class does not care, a_i is as likely as -a_i; so the share of images for which
-    a_i agrees in sign with the mean of the others of its class is a half. Photos betray what is up, digits everything,
-    surfaces nothing.
+    strengths along both axes. If the class does not care, a_i is as likely as -a_i, so the share of images for which
+    a_i agrees in sign with the mean of the others of its class is a half. What all classes share is taken away first:
+    a lamp at one side says nothing about the class. Only photos (in colour) must also look alike upside down, for a
+    world without up and down is harder to learn. Measured shares for mirror, upside down: photos 0.49, 0.53; grey
+    surfaces 0.62, 0.61; digits 0.93, 0.94.
     """
     chosen = rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-    thumbs = _thumbnails(pixels, chosen)
-    labels = targets[chosen]
-    return tuple(
-        name
-        for name, apply in _APPLY.items()
-        if max(_guessed(feature(thumbs) - feature(apply(thumbs)), labels) for feature in (_shape, _edges))
-        <= GUESSED
-    )
+    thumbs, labels = _thumbnails(pixels, chosen), targets[chosen]
+    colour = pixels.shape[3] == 3
+    found: list[Symmetry] = []
+    for name, apply in _APPLY.items():
+        differences = [feature(thumbs) - feature(apply(thumbs)) for feature in (_shape, _edges)]
+        by_class = max(_told(one - one.mean(0), labels) for one in differences)
+        by_any = max(_told(one, labels) for one in differences)
+        if by_class <= TOLD_BY_CLASS and (name == "mirror" or not colour or by_any <= TOLD_BY_ANY):
+            found.append(name)
+    return tuple(found)
 
 
 def views(
@@ -148,7 +154,7 @@ def _edges(thumbs: Float32[np.ndarray, "m y x"]) -> Float[np.ndarray, "m f"]:
     return np.log(np.stack([across, down], axis=1) + 1e-3)
 
 
-def _guessed(differences: Float[np.ndarray, "m f"], labels: Int64[np.ndarray, " m"]) -> float:
+def _told(differences: Float[np.ndarray, "m f"], labels: Int64[np.ndarray, " m"]) -> float:
     """The share of images whose difference agrees with the mean of the others of its class; ties count a half."""
     agreements = []
     for label in np.unique(labels):

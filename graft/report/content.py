@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from graft.judging.position import FAMILIARITY_RANGE, OVERLAP_RANGE
 from graft.report import examples, figures, heatmap, reading, sketches, wording
 from graft.report.examples import Mistake
 from graft.report.reading import Candidate, Run, at, items, mapping, text
@@ -100,10 +101,12 @@ def _data(record: Run) -> dict[str, Any]:
 
 def _answer(record: Run, metric: str, by_id: dict[str, Candidate]) -> dict[str, Any]:
     """The recommendation and what speaks for the others."""
+    reason = text(record.study, "choice", "reason") or ""
+    missed = text(record.study, "choice", "missed")
     return {
         "headline": _headline(record, metric),
-        "reason": text(record.study, "choice", "reason"),
-        "missed": text(record.study, "choice", "missed"),
+        "reason": reason,
+        "missed": missed if missed and missed not in reason else None,
         "runners_up": _runners_up(record, by_id),
         "test": _test(record),
         "notices": [str(notice) for notice in items(record.study, "notices")],
@@ -134,6 +137,10 @@ def _candidates(record: Run, metric: str, choice: Candidate | None, *, rows: int
             x_label="latency, one image",
             show_x=wording.milliseconds,
         ),
+        "picked": [
+            (name, why) for name, why in mapping(record.study, "backbones").items() if isinstance(why, str)
+        ],
+        "second_opinions": any(candidate.knn is not None for candidate in ranked),
         "depths": figures.by_depth(ranked, metric=metric, chosen=chosen),
     }
 
@@ -279,12 +286,13 @@ def _position(record: Run) -> dict[str, Any] | None:
     if not isinstance(position, dict):
         return None
     values = {name: number(position.get(name)) for name in ("slope", "depth", "familiarity", "overlap")}
-    ranks = [
-        min(max(value, 0.0), 1.0)
-        for name in ("depth", "familiarity", "overlap")
+    ends = {"depth": (0.0, 1.0), "familiarity": FAMILIARITY_RANGE, "overlap": OVERLAP_RANGE}
+    grades = [
+        float(np.interp(value, bounds, (0, 1)))
+        for name, bounds in ends.items()
         if (value := values[name]) is not None
     ]
-    similar = sum(ranks) / len(ranks) if ranks else 0.5
+    similar = sum(grades) / len(grades) if grades else 0.5
     small = min(max((values["slope"] or 0.0) / 4.0, 0.0), 1.0) if values["slope"] is not None else 0.5
     words = {name: text(position, name) for name in ("size", "similarity", "sentence", "advice")}
     similar = _towards(similar, high=words["similarity"] == "similar", low=words["similarity"] == "different")
@@ -293,9 +301,8 @@ def _position(record: Run) -> dict[str, Any] | None:
 
 
 def _towards(value: float, *, high: bool, low: bool) -> float:
-    if high:
-        return min(max(value, 0.56), 0.92)
-    return max(min(value, 0.44), 0.08) if low else min(max(value, 0.08), 0.92)
+    bottom, top = (0.58, 0.92) if high else (0.08, 0.42) if low else (0.46, 0.54)
+    return min(max(value, bottom), top)
 
 
 def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -148,7 +148,9 @@ def _depth(row: list[Candidate], metric: str, chosen: str | None, y_range: tuple
         height=170.0,
     )
     caption = f"best at {top.tap}: {wording.score(top.metrics[metric])}"
-    if picked is not None:
+    if picked == place:
+        caption = f"recommended and {caption}"
+    elif picked is not None:
         caption += f"; recommended: {row[picked].tap}, {wording.score(row[picked].metrics[metric])}"
     return Figure(svg, top.backbone + (", random weights" if top.strategy == "random" else ""), caption)
 
@@ -168,8 +170,10 @@ def _curves(candidate: Candidate) -> list[Figure]:
     accuracies = [
         line for fold, rows in epochs if (line := _trace(fold, rows, "validation_accuracy", "trace choice"))
     ]
-    stops = sorted({str(reason) for fold, _ in epochs if (reason := at(fold, "stopped"))})
-    ended = f" Ended by: {', '.join(stops)}." if stops else ""
+    stops = sorted(
+        {wording.STOPS.get(str(reason), str(reason)) for fold, _ in epochs if (reason := at(fold, "stopped"))}
+    )
+    ended = f" Ended by {', '.join(stops)}." if stops else ""
     folds = wording.plural(len(epochs), "fold")
     figures = []
     if losses:

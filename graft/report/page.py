@@ -71,7 +71,7 @@ def _clean(page: str) -> str:
 def _template() -> Any:
     environment = Environment(
         loader=FileSystemLoader(HERE),
-        autoescape=False,
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -3,7 +3,7 @@
 In: `study.json` and, where they are there, `run.json`, `check.csv` and `predictions.parquet`. Out: a `Run`. A field
 that is missing, null or not a number is None; a file that is damaged is a RunError.
 
-Cost: of `predictions.parquet` only the row groups that hold the choice are read in full.
+Cost: of `predictions.parquet` the row groups that hold the choice are decoded, in pieces of bounded memory.
 
 Not covered: the photos themselves (see thumbnails) and `journal.jsonl`, which only says how far an unfinished study
 has come.
@@ -27,6 +27,7 @@ from graft.report.wording import number
 
 Interval = tuple[float, float]
 ISSUE_ROWS = 50
+READ_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ def _candidate(row: dict[str, Any]) -> Candidate:
         id=str(row.get("id")),
         backbone=text(row, "backbone") or text(row, "name") or str(row.get("id")),
         strategy=text(row, "strategy") or "",
-        tap=text(row, "tap"),
+        tap=text(row, "tap") if row.get("strategy") != "scratch" else None,
         tap_index=number(row.get("tap_index")),
         taps=int(taps) if taps is not None else None,
         licence=text(row, "licence"),
@@ -266,11 +267,9 @@ def _predictions(path: Path, chosen: str | None, classes: tuple[str, ...]) -> Pr
             classes = tuple(json.loads(stored)) if stored else classes
             tables = []
             for group in range(file.num_row_groups):
-                owners = file.read_row_group(group, columns=["candidate"])["candidate"].dictionary_encode()
-                rows = _rows_of(chosen, owners.combine_chunks())
-                if len(rows):
-                    columns = ["file", "label", "predicted", "probabilities"]
-                    tables.append(file.read_row_group(group, columns=columns).take(pa.array(rows)))
+                owners = file.read_row_group(group, columns=["candidate"])["candidate"]
+                if chosen in owners.unique().to_pylist():
+                    tables += _judged(file, group, chosen)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise RunError(f"{path} cannot be read: {error}. Run the study again with --overwrite.") from error
     if not tables:
@@ -278,14 +277,21 @@ def _predictions(path: Path, chosen: str | None, classes: tuple[str, ...]) -> Pr
     return _as_predictions(pa.concat_tables(tables), classes)
 
 
-def _rows_of(value: str, column: Any) -> Int64[np.ndarray, " r"]:
-    """The rows of a dictionary-encoded column that hold `value`."""
-    names = column.dictionary.to_pylist()
-    if value not in names:
-        return np.zeros(0, dtype=np.int64)
-    return np.flatnonzero(column.indices.to_numpy(zero_copy_only=False) == names.index(value)).astype(
-        np.int64
-    )
+def _judged(file: Any, group: int, chosen: str) -> list[Any]:
+    """The out-of-fold rows of a candidate in one row group, read in pieces, because all candidates lie in it."""
+    import pyarrow as pa
+
+    wanted = ["candidate", "file", "label", "predicted", "probabilities", "split"]
+    columns = [name for name in wanted if name in file.schema_arrow.names]
+    tables = []
+    for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=columns):
+        keep = np.array(batch.column("candidate").to_pylist()) == chosen
+        if "split" in columns:
+            keep &= np.array(batch.column("split").to_pylist()) != "test"
+        if keep.any():
+            table = pa.Table.from_batches([batch]).take(pa.array(np.flatnonzero(keep)))
+            tables.append(table.select(["file", "label", "predicted", "probabilities"]))
+    return tables
 
 
 def _as_predictions(table: Any, classes: tuple[str, ...]) -> Predictions | None:

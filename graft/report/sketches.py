@@ -85,19 +85,22 @@ def quadrant(similar: float, small: float) -> Markup:
         )
         for name, across, down in names
     ]
+    decided = abs(small - 0.5) > 0.05 and abs(similar - 0.5) > 0.05
     here = f"{'small' if small > 0.5 else 'large'}, {'similar' if similar > 0.5 else 'different'}"
-    picture = Markup(
-        '<rect class="field" x="{l}" y="{t}" width="{s}" height="{s}" rx="6"/>'
-        '<rect class="here" x="{}" y="{}" width="{h}" height="{h}"/>'
-        '<path class="axis" d="M{m} {t}v{s}M{l} {c}h{s}"/>{}<g class="mark choice tied"><title>this data set</title>'
-        '<circle class="ring" cx="{x}" cy="{y}" r="12"/><circle cx="{x}" cy="{y}" r="6"/></g>'
-    ).format(
-        *(
-            compact(left if similar > 0.5 else left + side / 2),
-            compact(top if small > 0.5 else top + side / 2),
-        ),
-        Markup("").join(texts),
-        **{"l": left, "t": top, "s": side, "h": side / 2, "m": left + side / 2, "c": top + side / 2},
-        **{"x": compact(x), "y": compact(y)},
+    half = side / 2
+    corner = Markup('<rect class="here" x="{}" y="{}" width="{}" height="{}"/>').format(
+        *(left if similar > 0.5 else left + half, top if small > 0.5 else top + half, half, half)
     )
-    return svg(f"quadrant of size and similarity; these data: {here}", side + 16, [picture], width=side + 2)
+    picture = Markup(
+        '<rect class="field" x="{}" y="{}" width="{}" height="{}" rx="6"/>{}<path class="axis" d="M{} {}v{}M{} {}h{}"/>'
+        '{}<g class="mark choice tied"><title>this data set</title><circle class="ring" cx="{x}" cy="{y}" r="12"/>'
+        '<circle cx="{x}" cy="{y}" r="6"/></g>'
+    ).format(
+        *(left, top, side, side, corner if decided else ""),
+        *(left + half, top, side, left, top + half, side),
+        *(Markup("").join(texts),),
+        x=compact(x),
+        y=compact(y),
+    )
+    told = f"quadrant of size and similarity; these data: {here if decided else 'in between'}"
+    return svg(told, side + 16, [picture], width=side + 2)

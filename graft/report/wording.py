@@ -39,6 +39,12 @@ HEADLINES = {
     "test": "on the test images, which were opened once, for this candidate only",
 }
 
+STOPS = {
+    "patience": "no gain for many epochs",
+    "epochs": "the last epoch",
+    "deadline": "the end of the budget",
+}
+
 ISSUES = {
     "unreadable": "could not be read",
     "truncated": "is cut short",

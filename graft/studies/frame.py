@@ -20,9 +20,9 @@ from graft.studies.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A sign of life: a new `stage`, `progress` within it, a `notice` to keep, or a `board` (the leaderboard so far)."""
+    """A sign of life: a new `stage`, `progress` within it, a `notice` to keep, the `result` of one backbone, or a `board`."""
 
-    kind: Literal["stage", "progress", "notice", "board"]
+    kind: Literal["stage", "progress", "notice", "result", "board"]
     text: str = ""
     done: int = 0
     total: int = 0

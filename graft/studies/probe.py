@@ -6,12 +6,15 @@ fold) is in the journal before the next one begins.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import onnx
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
 
 from graft.backbones.activations import Activations, extracting
 from graft.backbones.catalogue import Entry
@@ -128,15 +131,13 @@ def _out_of_fold(
     frame: Frame, recipe: Recipe, activations: Activations, tap: TapRow
 ) -> tuple[np.ndarray, float]:
     """Held-out probabilities of every development image, and the seconds all heads took."""
-    probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
-    seconds = 0.0
-    features: np.ndarray | None = None
-    for fold in range(frame.folds.count):
-        known = frame.journal.fold(recipe.key, fold)
-        if known is None:
-            if features is None:
-                features = activations.tap(tap.index).astype(np.float32)
-            begun = frame.journal.elapsed_seconds()
+    known = {fold: frame.journal.fold(recipe.key, fold) for fold in range(frame.folds.count)}
+    missing = [fold for fold, found in known.items() if found is None]
+    if missing:
+        features = activations.tap(tap.index).astype(np.float32)
+
+        def measured(fold: int) -> tuple[ridge.RidgeHead, np.ndarray, float]:
+            begun = time.monotonic()
             learned = frame.learned_from(fold)
             head = ridge.fit(
                 features[learned],
@@ -144,17 +145,27 @@ def _out_of_fold(
                 classes=frame.classes,
                 criterion=criterion(frame.settings.metric),
             )
-            rows = head.probabilities(features[frame.held_out(fold)])
-            facts: dict[str, Any] = {
-                "name": recipe.name,
-                "seconds": round(frame.journal.elapsed_seconds() - begun, 4),
-                "penalty": head.penalty,
-                "balance": head.balance,
-            }
-            known = frame.journal.add_fold(recipe.key, fold, rows, facts), rows
-        probabilities[frame.held_out(fold)] = known[1]
-        seconds += float(known[0]["seconds"])
-    return probabilities[frame.rows], seconds
+            return head, head.probabilities(features[frame.held_out(fold)]), time.monotonic() - begun
+
+        # One BLAS thread per fold: the same rounding on any number of cores, and no spinning against each other.
+        with threadpool_limits(1), ThreadPoolExecutor(frame.compute.threads) as pool:
+            for fold, (head, rows, seconds) in zip(missing, pool.map(measured, missing), strict=True):
+                facts = {"penalty": head.penalty, "balance": head.balance}
+                known[fold] = _recorded(frame, recipe, fold, rows, seconds=seconds, facts=facts)
+    probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
+    total = 0.0
+    for fold, found in known.items():
+        assert found is not None
+        probabilities[frame.held_out(fold)] = found[1]
+        total += float(found[0]["seconds"])
+    return probabilities[frame.rows], total
+
+
+def _recorded(
+    frame: Frame, recipe: Recipe, fold: int, rows: np.ndarray, *, seconds: float, facts: dict[str, Any]
+) -> tuple[dict[str, Any], np.ndarray]:
+    record = {"name": recipe.name, "seconds": round(seconds, 4), **facts}
+    return frame.journal.add_fold(recipe.key, fold, rows, record), rows
 
 
 def _trial(

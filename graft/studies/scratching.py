@@ -112,7 +112,7 @@ def _training(
 ) -> Generator[Event, None, tuple[Trained, dict[str, Any]]]:
     from graft.learning.training import train
 
-    epochs = []
+    epochs: list[dict[str, Any]] = []
     work = train(
         open_pixels(frame.dataset, recipe.geometry, store=frame.store),
         frame.dataset.targets,
@@ -129,7 +129,8 @@ def _training(
             epoch = next(work)
         except StopIteration as finished:
             trained: Trained = finished.value
-            return trained, {"epochs": epochs, "best_epoch": trained.best_epoch, "stopped": trained.stopped}
+            facts = {"best_epoch": trained.best_epoch, "stopped": trained.stopped, "temperature": trained.temperature}
+            return trained, {"epochs": epochs, **facts}
         epochs.append({name: _number(value) for name, value in asdict(epoch).items()})
         yield Event("progress", text, epoch.number, epoch.planned, remaining_seconds=frame.remaining_seconds())
 
@@ -139,7 +140,7 @@ def refitting(
 ) -> Generator[Event, None, Trained]:
     """Train on every development image for as many epochs as were best on the folds (their median)."""
     best = [int(curve["best_epoch"]) for curve in trial.curves]
-    temperature = 1.0
+    temperature = float(np.median([curve["temperature"] for curve in trial.curves]))
     fixed = replace(settings, epochs=max(1, int(np.median(best))), validation_share=0.0, temperature=temperature)
     trained, _ = yield from _training(
         frame, trial.recipe, design, fixed, rows=frame.rows, seed=999, deadline_seconds=None, text="from scratch, on all images"

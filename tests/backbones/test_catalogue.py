@@ -29,10 +29,36 @@ from graft.backbones.catalogue import (
 from graft.backbones.weights import build
 from graft.errors import BackboneError
 
-REQUIRED = """alexnet squeezenet1_1 vgg16 vgg19 resnet18 resnet50 resnet152 googlenet inception_v3 mobilenetv1_100
-mobilenetv2_100 mobilenetv3_small_100 mobilenetv3_large_100 mobilenetv4_conv_small mobilenetv4_conv_medium
-efficientnet_b0 tf_efficientnetv2_s lcnet_050 lcnet_075 lcnet_100 regnetx_004 regnetx_016 convnext_atto convnext_nano
-convnext_tiny vit_small_patch16_224 vit_tiny_patch16_224 swin_tiny_patch4_window7_224""".split()
+REQUIRED = {
+    "alexnet",
+    "squeezenet1_1",
+    "vgg16",
+    "vgg19",
+    "resnet18",
+    "resnet50",
+    "resnet152",
+    "googlenet",
+    "inception_v3",
+    "mobilenetv1_100",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "mobilenetv3_large_100",
+    "mobilenetv4_conv_small",
+    "mobilenetv4_conv_medium",
+    "efficientnet_b0",
+    "tf_efficientnetv2_s",
+    "lcnet_050",
+    "lcnet_075",
+    "lcnet_100",
+    "regnetx_004",
+    "regnetx_016",
+    "convnext_atto",
+    "convnext_nano",
+    "convnext_tiny",
+    "vit_small_patch16_224",
+    "vit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +71,7 @@ def row(name: str) -> Entry:
 
 
 def test_networks_that_must_be_there_are_there():
-    architectures = {entry.architecture for entry in rows()}
-    assert [name for name in REQUIRED if name not in architectures] == []
+    assert REQUIRED - {entry.architecture for entry in rows()} == set()
     assert len({entry.name for entry in rows()}) == len(rows())
 
 
@@ -138,7 +163,9 @@ def test_names_of_the_weights_folder_win():
 def test_several_files_of_one_architecture_are_named_in_a_notice():
     base = row("mobilenetv2_100.ra_in1k")
     files = [dataclasses.replace(base, name=f"mobilenetv2_100.{tag}") for tag in "abc"]
-    folder = Folder((files[0], dataclasses.replace(files[1], top1=99.0), dataclasses.replace(files[2], top1=None)))
+    folder = Folder(
+        (files[0], dataclasses.replace(files[1], top1=99.0), dataclasses.replace(files[2], top1=None))
+    )
     entry, notice = resolve("mobilenetv2_100", folder)
     assert entry.name == "mobilenetv2_100.b"
     assert notice is not None and "mobilenetv2_100.a" in notice and "mobilenetv2_100.c" in notice
@@ -212,6 +239,8 @@ def test_auto_takes_all_of_a_few_and_none_of_unknown_size_under_a_limit():
 
 
 def test_the_file_is_one_line_per_network():
-    lines = [line for line in DATA.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith('{"name"')]
+    lines = [
+        line for line in DATA.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith('{"name"')
+    ]
     assert len(lines) == len(rows())
     assert all(json.loads(line.rstrip().rstrip(","))["name"] for line in lines)

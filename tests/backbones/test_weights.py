@@ -34,7 +34,14 @@ from graft.errors import BackboneError
 
 NOWHERE = Reach(False, False, "No answer from anybody.")
 EVERYWHERE = Reach(True, True)
-INPUT = {"size": 32, "channels": 3, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bicubic", "crop": 1}
+INPUT = {
+    "size": 32,
+    "channels": 3,
+    "mean": [0, 0, 0],
+    "std": [1, 1, 1],
+    "interpolation": "bicubic",
+    "crop": 1,
+}
 INSECTS = range(300, 327)  # ImageNet-1k: tiger beetle .. lycaenid; 309 bee, 310 ant
 
 
@@ -165,7 +172,18 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-FIELDS = ("name", "file", "library", "architecture", "arguments", "classes", "input", "sha256", "dtype", "licence")
+FIELDS = (
+    "name",
+    "file",
+    "library",
+    "architecture",
+    "arguments",
+    "classes",
+    "input",
+    "sha256",
+    "dtype",
+    "licence",
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -196,35 +214,42 @@ def test_every_given_file_fits_its_network(shared_weights):
         assert entry.gmacs and entry.stages and entry.commercial, entry.name
 
 
+@pytest.fixture(scope="module")
+def photos(shared_data) -> list[Image.Image]:
+    """Twelve photos of ants, then twelve of bees."""
+    found = []
+    for kind in ("ants", "bees"):
+        for path in sorted((shared_data / "hymenoptera" / "val" / kind).iterdir())[:12]:
+            with Image.open(path) as opened:
+                opened.draft("RGB", (448, 448))
+                found.append(opened.convert("RGB"))
+    return found
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "share"),
     [
-        "mobilenetv2_100.coral_in1k",
-        "mobilenetv2_100.coral_qat_in1k",
-        "mobilenetv1_100.coral_in1k",
-        "mobilenetv1_050.coral_in1k",
-        "squeezenet1_1.onnx_in1k",
+        ("mobilenetv2_100.coral_in1k", 0.7),
+        ("mobilenetv2_100.coral_qat_in1k", 0.7),
+        ("mobilenetv1_100.coral_in1k", 0.7),
+        ("mobilenetv1_050.coral_in1k", 0.6),
+        ("squeezenet1_1.onnx_in1k", 0.6),
     ],
 )
-def test_the_given_networks_see_insects_in_photos_of_insects(shared_weights, shared_data, name):
+def test_the_given_networks_see_insects_in_photos_of_insects(shared_weights, photos, name, share):
     folder = WeightsFolder.open(shared_weights)
     entry = find(name, folder)
     network = build(entry).eval()
     network.load_state_dict(load_state(entry, folder=folder, reach=NOWHERE).state)
-    photos = [sorted((shared_data / "hymenoptera" / "val" / kind).iterdir())[:20] for kind in ("ants", "bees")]
     with torch.inference_mode():
-        seen = network(torch.stack([prepared(path, entry) for path in photos[0] + photos[1]])).argmax(1).tolist()
-    assert sum(label in INSECTS for label in seen) > 0.7 * len(seen), seen
-    assert seen[:20].count(310) > seen[:20].count(309) and seen[20:].count(309) > seen[20:].count(310)
+        seen = network(torch.stack([prepared(photo, entry) for photo in photos])).argmax(1).tolist()
+    assert sum(label in INSECTS for label in seen) >= share * len(seen), seen
+    assert seen[:12].count(310) > seen[:12].count(309) and seen[12:].count(309) > seen[12:].count(310)
 
 
-def prepared(path: Path, entry: Entry) -> torch.Tensor:
+def prepared(image: Image.Image, entry: Entry) -> torch.Tensor:
     spec = entry.input
-    with Image.open(path) as opened:
-        opened.draft("RGB", (2 * spec.size, 2 * spec.size))
-        image = opened.convert("RGB")
-    short = round(spec.size / spec.crop)
-    scale = short / min(image.size)
+    scale = round(spec.size / spec.crop) / min(image.size)
     width, height = (round(side * scale) for side in image.size)
     left, top = (width - spec.size) // 2, (height - spec.size) // 2
     image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -414,7 +439,9 @@ def test_a_silent_firewall_costs_less_than_five_seconds(black_hole, monkeypatch)
     for name in ("resnet50", "alexnet", "vgg16"):
         entry = find(name, None)
         assert locate([entry], folder=None, reach=reach) == {entry.name: "unreachable"}
-        with pytest.raises(BackboneError, match=f"{entry.name} are not here and cannot be had.*No answer from"):
+        with pytest.raises(
+            BackboneError, match=f"{entry.name} are not here and cannot be had.*No answer from"
+        ):
             load_state(entry, folder=None, reach=reach)
     assert time.monotonic() - began < 0.5
     reach_hub.cache_clear()
@@ -480,9 +507,9 @@ def test_a_row_of_a_weights_folder_is_never_looked_for_on_the_hub(tmp_path):
         load_state(entry, folder=None, reach=EVERYWHERE)
 
 
-def test_a_file_written_with_gaps_in_it_is_refused(tmp_path):
+def test_a_file_exchanged_after_the_folder_was_opened_is_refused(tmp_path):
     place = made_folder(tmp_path / "w")
-    save_file({"only": torch.zeros(2)}, place / "mine.safetensors")
     folder = WeightsFolder.open(place)
+    save_file({"only": torch.zeros(2)}, place / "mine.safetensors")
     with pytest.raises(BackboneError, match="sha256"):
         load_state(folder.entries[0], folder=folder, reach=NOWHERE)

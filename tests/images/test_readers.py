@@ -171,6 +171,7 @@ def test_sources_that_cannot_be_a_dataset_are_refused_with_what_to_do(tmp_path: 
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="empty holds no images"):
         read(tmp_path / "empty")
+    (tmp_path / "empty").rmdir()
     (tmp_path / "labels.csv").write_text("path,label\n")
     with pytest.raises(DatasetError, match=r"give the table itself: .*labels\.csv"):
         read(tmp_path)
@@ -230,7 +231,9 @@ def test_tables_that_cannot_be_understood_are_refused_by_name(tmp_path: Path) ->
         min_size=1,
     )
 )
-def test_any_text_survives_a_table(cells: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_text_survives_a_table(
+    cells: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("table")
     listing = read(table(folder, [["path", "label"], *(["x/" + path, label] for path, label in cells)]))
     labels = {unicodedata.normalize("NFC", label.strip()) for _, label in cells} - {""}
@@ -240,7 +243,9 @@ def test_any_text_survives_a_table(cells: list[tuple[str, str]], tmp_path_factor
     assert len(listing.rows) + len(conflicts) <= len(cells)
 
 
-def write_parquet(place: Path, columns: dict[str, object], *, metadata: object = None, rows: int = 1000) -> Path:
+def write_parquet(
+    place: Path, columns: dict[str, object], *, metadata: object = None, rows: int = 1000
+) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     made = pa.table(columns)
     if metadata is not None:
@@ -254,7 +259,11 @@ def reference(path: Path, row: int) -> ImageReference:
 
 
 def test_parquet_with_plain_bytes_and_text_labels(tmp_path: Path) -> None:
-    columns = {"image": [png(k) for k in range(3)], "label": ["b", None, "a"], "split": ["train", "val", "test"]}
+    columns = {
+        "image": [png(k) for k in range(3)],
+        "label": ["b", None, "a"],
+        "split": ["train", "val", "test"],
+    }
     place = write_parquet(tmp_path / "x.parquet", columns | {"group": ["p", None, "p"]})
     listing = read(place)
     assert [(listing.name(r), r.label, r.split, r.group) for r in listing.rows] == [
@@ -269,8 +278,12 @@ def test_parquet_with_plain_bytes_and_text_labels(tmp_path: Path) -> None:
 def test_parquet_of_hugging_face_names_its_numbers(tmp_path: Path) -> None:
     names = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
     images = [{"bytes": png(k), "path": f"{k}.png"} for k in range(3)]
-    write_parquet(tmp_path / "data/train-00000-of-00001.parquet", {"image": images, "label": [1, 0, -1]}, metadata=names)
-    place = write_parquet(tmp_path / "data/test-00000-of-00001.parquet", {"image": images, "label": [0, 1, 1]}, metadata=names)
+    write_parquet(
+        tmp_path / "data/train-00000-of-00001.parquet", {"image": images, "label": [1, 0, -1]}, metadata=names
+    )
+    place = write_parquet(
+        tmp_path / "data/test-00000-of-00001.parquet", {"image": images, "label": [0, 1, 1]}, metadata=names
+    )
     listing = read(tmp_path)
     assert listing.classes == ("cat", "dog")
     assert [(row.path.name[:5], row.row, row.label, row.split) for row in listing.rows] == [

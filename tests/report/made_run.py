@@ -84,7 +84,7 @@ def write_check(path: Path, rows: int = 70) -> None:
         writer.writerow(["file", "issue", "excluded", "class", "detail"])
         for row in range(rows):
             kind = kinds[(row * row) % 5]
-            excluded = "true" if kind in ("unreadable", "truncated") else "false"
+            excluded = "yes" if kind in ("unreadable", "truncated") else "no"
             writer.writerow(
                 [f"bad/<b>{row}.png", kind, excluded, HOSTILE[row % 6], f'like "{row}", <i>nearly</i>']
             )
@@ -105,6 +105,7 @@ def write_predictions(
             "candidate": pa.array(np.repeat(owners, len(files))).dictionary_encode(),
             "file": files * 2,
             "label": [names[i] for i in labels] * 2,
+            "split": ["development"] * (2 * len(files)),
             "fold": pa.array(list(range(len(files))) * 2, pa.int32()),
             "predicted": [names[i] for i in predicted] * 2,
             "probabilities": pa.array([*shares, *shares], pa.list_(pa.float32())),
@@ -188,10 +189,10 @@ def _scratch(random: np.random.Generator, names: list[str]) -> dict[str, Any]:
         "name": "small CNN",
         "backbone": "scratch",
         "strategy": "scratch",
-        "tap": None,
-        "tap_index": None,
-        "taps": None,
-        "cut": None,
+        "tap": "head",
+        "tap_index": 0,
+        "taps": 1,
+        "cut": "",
         **_scores(random, names, 0.764),
         "knn": None,
         "cost": {
@@ -302,6 +303,7 @@ def _study(
             "sentence": "The data set is small and similar to ImageNet.",
             "advice": "A frozen backbone with a new head is the place to start; more images would help.",
         },
+        "backbones": {"vgg16.tv_in1k": "named <first>", "resnet50.a1_in1k": "the best of its size"},
         "notices": ["resnet152 was left out: the hub did not answer within 5 s.", "The images are <grey>."],
         "environment": {"python": "3.11.9", "platform": "Linux-6.1", "cpu": "2 cores", "torch": "2.8.0"},
         "seconds": {"total": 132.3, "first_answer": 6.1},

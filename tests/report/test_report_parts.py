@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from graft.report import examples, figures, heatmap, plots, reading, sketches, thumbnails, wording
+from graft.report import content, examples, figures, heatmap, plots, reading, sketches, thumbnails, wording
 
 NB = "\N{NO-BREAK SPACE}"
 
@@ -184,7 +185,7 @@ def test_curves_are_thinned_but_keep_their_end() -> None:
     (figure,) = figures.learning_curves([candidate], chosen=None)
     (path,) = re.findall(r'<path d="(M[^"]+L[^"]+)"/>', str(figure.svg))
     assert 100 <= path.count("L") <= 125
-    assert 'class="best"' in figure.svg and "patience" in figure.caption
+    assert 'class="best"' in figure.svg and "no gain for many epochs" in figure.caption
     assert path.rsplit("L", 1)[1].startswith(f"{plots.WIDTH - plots.RIGHT:.1f}")
 
 
@@ -311,3 +312,32 @@ def test_any_value_can_stand_for_a_candidate(value: Any) -> None:
     for field in fields:
         candidate = reading._candidate({field: value})
         assert candidate.bytes is None or np.isfinite(candidate.bytes)
+
+
+def test_the_locked_test_images_are_no_out_of_fold_mistakes(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "candidate": pa.array(["a", "a", "b"]).dictionary_encode(),
+            "file": ["fold.png", "locked.png", "fold.png"],
+            "split": ["development", "test", "development"],
+            "label": ["cat"] * 3,
+            "predicted": ["dog"] * 3,
+            "probabilities": pa.array([[0.2, 0.8]] * 3, pa.list_(pa.float32())),
+        }
+    )
+    pq.write_table(table, tmp_path / "predictions.parquet")
+    found = reading._predictions(tmp_path / "predictions.parquet", "a", ("cat", "dog"))
+    assert found is not None and found.files == ("fold.png",)
+
+
+@pytest.mark.parametrize(
+    ("size", "similarity", "marked"), [("small", "different", 1), ("medium", "similar", 0)]
+)
+def test_the_quadrant_marks_the_corner_of_the_verdict(
+    size: str, similarity: str, marked: int, tmp_path: Path
+) -> None:
+    position = {"size": size, "similarity": similarity, "slope": 2.0, "depth": 0.6, "familiarity": 0.9}
+    (tmp_path / "study.json").write_text(json.dumps({"position": position}), encoding="utf-8")
+    found = content._position(reading.read(tmp_path))
+    assert found is not None and found["svg"].count('class="here"') == marked
+    assert found["overlap"] is None and found["slope"] == 2.0

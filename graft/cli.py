@@ -1,0 +1,283 @@
+"""The command line: parse, call one function, print.
+
+Nothing heavy is imported before it is needed: `graft --help` costs no numpy, `graft predict` no torch. A GraftError is
+printed as its sentence, without a traceback, and the exit code is 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from graft.errors import GraftError
+from graft.version import VERSION
+
+EXAMPLES = """examples:
+  graft study photos/                          measure, choose, report and pack
+  graft study photos/ --budget 5m --weights weights/ --max-size 5MB
+  graft predict runs/photos/model.graft a.jpg some/folder/ --csv
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for an error with a sentence, 130 for Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    options.typed = shlex.join(["graft", *given])
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return command(options)
+    except GraftError as error:
+        print(f"graft: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("graft: stopped; the same command continues where it was.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="graft",
+        description="Measures whether to transfer or to train from scratch, and hands over the smallest image "
+        "classifier you can trust.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"graft {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_study(commands)
+    _add_demo(commands)
+    _add_check(commands)
+    _add_models(commands)
+    _add_predict(commands)
+    _add_report(commands)
+    doctor = commands.add_parser("doctor", help="versions, devices, what is available offline, cache sizes")
+    doctor.add_argument("--weights", metavar="DIR", help="a weights folder to look into")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_study(commands: Any) -> None:
+    study = commands.add_parser("study", help="the main job: labelled photos in; a choice, a report and a bundle out")
+    study.add_argument("source", help="a folder <class>/..., a folder with train|val|test above it, a CSV or Parquet file")
+    study.set_defaults(run=_study)
+    _study_options(study, out="runs/<name of the source>", budget="10m")
+
+
+def _study_options(study: Any, *, out: str, budget: str) -> None:
+    study.add_argument("--out", metavar="DIR", help=f"the run folder (default: {out})")
+    study.add_argument("--budget", default=budget, help="time to spend, such as 90s, 5m, 2h (default: %(default)s)")
+    study.add_argument("--weights", metavar="DIR", help="a folder with weights.json (or GRAFT_WEIGHTS)")
+    study.add_argument("--backbones", default="auto", metavar="NAMES", help="auto, or names separated by commas")
+    study.add_argument("--folds", type=int, default=5, help="folds of the cross-validation (default: 5)")
+    study.add_argument("--metric", default="macro_f1", help="what decides: macro_f1, accuracy, log_loss, ... (default: macro_f1)")
+    study.add_argument("--max-size", metavar="SIZE", help="limit of the packed model, such as 5MB")
+    study.add_argument("--max-latency", metavar="TIME", help="limit for one image on one thread, such as 10ms")
+    study.add_argument("--only", metavar="WHAT", help="frozen or scratch")
+    study.add_argument("--fit", default="auto", help="how images become square: auto (measured), crop, squash, pad")
+    study.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    study.add_argument("--seed", type=int, default=0, help="of folds and training (default: 0)")
+    study.add_argument("--overwrite", action="store_true", help="replace another study in --out")
+    study.add_argument("--json", action="store_true", help="print the result as JSON, progress on standard error")
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser("demo", help="make a set of surface-inspection images and run the study on it")
+    demo.add_argument("--folder", default="demo/surfaces", help="where the images go (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+    _study_options(demo, out="runs/surfaces", budget="4m")
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser("check", help="only look at the images: what is there, what is wrong")
+    check.add_argument("source", help="a folder, a CSV or a Parquet file")
+    check.add_argument("--out", metavar="FILE", help="write the list of issues as CSV")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    check.set_defaults(run=_check)
+
+
+def _add_models(commands: Any) -> None:
+    models = commands.add_parser("models", help="the catalogue of backbones, and where their weights are now")
+    models.add_argument("--weights", metavar="DIR", help="a folder with weights.json (or GRAFT_WEIGHTS)")
+    models.add_argument("--sort", default="name", help="name, size, gmacs or top1 (default: name)")
+    models.add_argument("--max-params", metavar="N", help="at most so many parameters, such as 5M")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    models.set_defaults(run=_models)
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser("predict", help="classify images with a packed model")
+    predict.add_argument("bundle", help="a folder model.graft")
+    predict.add_argument("images", nargs="+", help="image files or folders")
+    predict.add_argument("--topk", type=int, default=1, help="how many classes to show (default: 1)")
+    form = predict.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object per line")
+    form.add_argument("--csv", action="store_true", help="CSV with all probabilities")
+    predict.set_defaults(run=_predict)
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser("report", help="render the report of a study again")
+    report.add_argument("run_folder", help="a run folder")
+    report.add_argument("--out", metavar="FILE", help="where to write it (default: report.html in the run folder)")
+    report.set_defaults(run=_report)
+
+
+def _study(options: argparse.Namespace) -> int:
+    from graft import console
+    from graft.api import running
+    from graft.studies.settings import resolved
+
+    settings = resolved(
+        options.source,
+        out=options.out,
+        budget=options.budget,
+        weights=options.weights,
+        backbones=options.backbones,
+        folds=options.folds,
+        metric=options.metric,
+        max_size=options.max_size,
+        max_latency=options.max_latency,
+        only=options.only,
+        fit=options.fit,
+        device=options.device,
+        seed=options.seed,
+        overwrite=options.overwrite,
+    )
+    result = console.follow(running(settings, command=options.typed), to_stderr=options.json)
+    if options.json:
+        print(json.dumps(result.facts, ensure_ascii=False))
+    else:
+        console.show_result(result)
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from graft import console
+    from graft.images.demo import write
+
+    folder = Path(options.folder)
+    console.count(write(folder), "making demo images", to_stderr=options.json)
+    options.source = str(folder)
+    options.out = options.out or "runs/surfaces"
+    return _study(options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from graft import console
+    from graft.api import check
+    from graft.images.issues import write_check
+
+    dataset = check(options.source)
+    if options.out:
+        write_check(dataset, Path(options.out))
+    if options.json:
+        print(json.dumps(console.dataset_facts(dataset), ensure_ascii=False))
+    else:
+        console.show_dataset(dataset)
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from graft import console
+    from graft.backbones.catalogue import rows
+    from graft.backbones.hub import reach_hub
+    from graft.backbones.weights import folder_from, locate
+
+    folder = folder_from(options.weights)
+    held = folder.entries if folder else ()
+    names = {entry.name for entry in held}
+    entries = [*held, *(row for row in rows() if row.name not in names)]
+    listed = console.model_rows(
+        entries,
+        locate(entries, folder=folder, reach=reach_hub()),
+        sort=options.sort,
+        most=console.parameter_count(options.max_params) if options.max_params else None,
+    )
+    if options.json:
+        print(json.dumps(listed, ensure_ascii=False))
+    else:
+        console.show_models(listed)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from graft.deploy.bundle import load
+
+    if options.topk < 1:
+        raise GraftError(f"--topk {options.topk}: choose a number from 1 up.")
+    bundle = load(options.bundle)
+    files = _image_files([Path(name) for name in options.images])
+    failed = 0
+    table = csv.writer(sys.stdout, lineterminator="\n") if options.csv else None
+    if table:
+        table.writerow(["file", "label", "probability", *bundle.labels])
+    for file in files:
+        try:
+            answer = bundle.predict(file)
+        except GraftError as error:
+            print(f"graft: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        top = answer.top(options.topk)
+        if table:
+            row = [answer.probabilities[label] for label in bundle.labels]
+            table.writerow([str(file), answer.label, f"{answer.probability:.6f}", *(f"{p:.6f}" for p in row)])
+        elif options.json:
+            print(json.dumps({"file": str(file), "label": answer.label, "probabilities": top}, ensure_ascii=False))
+        else:
+            print(f"{file}: " + ", ".join(f"{label} {100 * share:.1f} %" for label, share in top.items()))
+    if failed:
+        print(f"graft: {failed} of {len(files)} files could not be read and have no answer.", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _image_files(paths: Sequence[Path]) -> list[Path]:
+    """The named files, and the images in the named folders and below them, sorted."""
+    from graft.images.folders import IMAGE_SUFFIXES, walk
+
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found = [file for file in walk(path).all_files() if file.suffix.lower() in IMAGE_SUFFIXES]
+            if not found:
+                raise GraftError(f"{path} holds no image files; name a folder with images, or the files themselves.")
+            files += sorted(found)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise GraftError(f"{path} does not exist; check the path.")
+    return files
+
+
+def _report(options: argparse.Namespace) -> int:
+    from graft.report.page import write
+
+    place = write(Path(options.run_folder), Path(options.out) if options.out else None)
+    print(f"report: {place}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from graft import console
+
+    facts = console.doctor_facts(options.weights)
+    if options.json:
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        console.show_doctor(facts)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

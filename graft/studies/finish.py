@@ -1,0 +1,146 @@
+"""The last rung: the choice is fitted on every development image, tested once, packed and verified."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from jaxtyping import Float32, Int64
+from scipy.special import softmax
+
+from graft.backbones.activations import extracting
+from graft.backbones.graph import tap_output
+from graft.backbones.trunks import TrunkFile, reopened
+from graft.deploy.assemble import assembled
+from graft.deploy.pack import Check, pack
+from graft.images.dataset import Preprocess
+from graft.images.pixels import open_pixels, pixels_key
+from graft.learning import ridge
+from graft.store import content_key
+from graft.studies.frame import Event, Frame, Trial
+from graft.studies.probe import criterion
+
+CHECK_IMAGES = 32
+TEST = -1  # the "fold" under which the journal keeps the predictions of the locked test
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fitted:
+    """The final model: its graph, what torch says of pixels, and the geometry both want."""
+
+    model: bytes
+    geometry: Preprocess
+    torch_probabilities: Callable[[np.ndarray], Float32[np.ndarray, "m k"]]
+    probabilities: Callable[[Int64[np.ndarray, " m"]], Float32[np.ndarray, "m k"]]
+
+
+def fitting_frozen(frame: Frame, trial: Trial, trunk: TrunkFile) -> Generator[Event, None, Fitted]:
+    """The ridge head on all development rows, in front of the trunk cut at the tap."""
+    yield Event("progress", f"{trial.recipe.name}: fitting on all images", remaining_seconds=frame.remaining_seconds())
+    pixels = open_pixels(frame.dataset, trunk.geometry, store=frame.store)
+    work = extracting(
+        trunk,
+        pixels,
+        pixels_key(frame.dataset, trunk.geometry),
+        store=frame.store,
+        compute=frame.compute,
+        folder=frame.folder,
+        reach=frame.reach,
+    )
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            activations = finished.value
+            break
+    features = activations.tap(trial.tap_index).astype(np.float32)
+    head = ridge.fit(
+        features[frame.rows], frame.targets, classes=frame.classes, criterion=criterion(frame.settings.metric)
+    )
+    assert trunk.graph is not None
+    model = assembled(
+        onnx.load(str(trunk.graph)),
+        tap_output(trial.tap_index),
+        weight=head.weight,
+        bias=head.bias,
+        unit_length=True,
+    )
+
+    def torch_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
+        return head.probabilities(_torch_features(frame, trunk, trial.tap_index, images))
+
+    return Fitted(
+        model.SerializeToString(),
+        trunk.geometry,
+        torch_probabilities,
+        lambda rows: head.probabilities(features[rows]),
+    )
+
+
+def _torch_features(frame: Frame, trunk: TrunkFile, tap: int, images: np.ndarray) -> Float32[np.ndarray, "m d"]:
+    """Plain torch, float32, on the CPU; kept by content, because importing torch takes longer than all else here."""
+    digest = content_key("torch.v1", trunk.key, tap, hashlib.sha256(images.tobytes()).hexdigest())
+    stored = frame.store.get(digest)
+    if stored is None:
+        import torch
+
+        opened = reopened(trunk, folder=frame.folder, reach=frame.reach)
+        with torch.inference_mode():
+            rows = opened.trunk(torch.from_numpy(images))[tap].numpy()
+        stored = frame.store.put(digest, rows=rows)
+    return np.array(stored.array("rows"))
+
+
+def fitting_scratch(frame: Frame, trial: Trial, design: Any, settings: Any) -> Generator[Event, None, Fitted]:
+    """The small CNN once more, on all development images."""
+    import torch
+
+    from graft.learning.training import predict
+    from graft.studies.scratching import refitting, scratch_graph
+
+    trained = yield from refitting(frame, trial, design, settings)
+    graph, output, weight, bias = scratch_graph(trained)
+    model = assembled(graph, output, weight=weight, bias=bias, unit_length=False)
+    network = trained.network()
+
+    def torch_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
+        with torch.inference_mode():
+            logits = network(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+        return softmax(logits.numpy(), axis=1)
+
+    def probabilities(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m k"]:
+        pixels = open_pixels(frame.dataset, trial.recipe.geometry, store=frame.store)
+        return predict(trained, pixels, rows, compute=frame.compute)
+
+    return Fitted(model.SerializeToString(), trial.recipe.geometry, torch_probabilities, probabilities)
+
+
+def test_probabilities(frame: Frame, trial: Trial, fitted: Fitted) -> Float32[np.ndarray, "t k"] | None:
+    """The locked test, opened once: what the journal already holds is not asked again."""
+    if not len(frame.test_rows):
+        return None
+    known = frame.journal.fold(trial.recipe.key, TEST)
+    if known is not None:
+        return known[1]
+    rows = fitted.probabilities(frame.test_rows)
+    frame.journal.add_fold(trial.recipe.key, TEST, rows, {"name": trial.recipe.name, "seconds": 0.0})
+    return rows
+
+
+def packing(frame: Frame, folder: Path, fitted: Fitted, about: dict[str, Any]) -> dict[str, Any]:
+    """Write `model.graft/`, verified on real images of the development part."""
+    rows = frame.rows[np.linspace(0, len(frame.rows) - 1, min(CHECK_IMAGES, len(frame.rows))).astype(np.int64)]
+    pixels = np.array(open_pixels(frame.dataset, fitted.geometry, store=frame.store)[rows])
+    return pack(
+        folder,
+        fitted.model,
+        labels=frame.dataset.classes,
+        preprocess=fitted.geometry,
+        about=about,
+        check=Check(pixels, fitted.torch_probabilities(pixels)),
+    )
