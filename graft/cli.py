@@ -36,12 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GraftError as error:
         print(f"graft: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+            return 141
+        print(f"graft: {error.filename or 'A file'}: {error.strerror or error}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("graft: stopped; the same command continues where it was.", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
 
 
 def _parser() -> argparse.ArgumentParser:

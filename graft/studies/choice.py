@@ -76,6 +76,8 @@ def choose(
 ) -> Choice:
     """The choice among `trials`, of which at least one is complete and has a model."""
     usable = [i for i, trial in enumerate(trials) if trial.complete and trial.model_bytes is not None]
+    # Untrained features are a yardstick; they are handed over only where there is nothing else.
+    usable = [i for i in usable if trials[i].recipe.strategy != "random"] or usable
     within = [i for i in usable if limits.excess(trials[i]) <= 1]
     nearest = min((limits.excess(trials[i]) for i in usable), default=1.0)
     eligible = within or [i for i in usable if limits.excess(trials[i]) <= nearest * 1.001]

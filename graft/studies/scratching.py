@@ -84,7 +84,8 @@ def _fold(
     from graft.learning.training import predict
 
     begun = frame.journal.elapsed_seconds()
-    share = frame.remaining_seconds() / (frame.folds.count - fold)
+    # One share more than folds is left for fitting on all images and packing.
+    share = frame.remaining_seconds() / (frame.folds.count - fold + 1)
     trained, curve = yield from _training(
         frame, recipe, design, settings, rows=frame.learned_from(fold), seed=fold, deadline_seconds=max(1.0, share),
         text=f"from scratch, fold {fold + 1} of {frame.folds.count}",

@@ -7,6 +7,8 @@ order is that of growing cost, and after every backbone there is a leaderboard, 
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -71,6 +73,7 @@ def studying(settings: Settings, *, command: str = "") -> Generator[Event, None,
     planned = plan(settings, folder=folder, reach=reach)
     _claim(settings, dataset, folder)
     with closing(Journal(settings.out)) as journal:
+        _sweep(settings.out)
         frame = Frame(settings, dataset, folds, store, compute, folder, reach, journal)
         _write_run(frame, command)
         write_check(dataset, settings.out / "check.csv")
@@ -483,11 +486,17 @@ def _refuse_foreign(out: Path, *, overwrite: bool) -> None:
             raise RunError(f"{out} holds other files ({foreign[0]}) and no study; choose another --out.")
 
 
+def _sweep(out: Path) -> None:
+    """Remove what a killed session was writing beside its final place; the journal's lock is held."""
+    for leftover in [found for name in OURS for found in out.glob(f".{name}.*")] + [*(out / TRIALS).glob(".*")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def _claim(settings: Settings, dataset: Dataset, folder: WeightsFolder | None) -> None:
     """Continue the same study, or begin a new one where nothing of another is lost."""
-    import json
-    import shutil
-
     try:
         written = json.loads((settings.out / results.RUN).read_text(encoding="utf-8"))
         same = written.get("identity") == _identity(settings, dataset, folder)
