@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from graft.images.dataset import Dataset
@@ -17,13 +17,14 @@ def study(
     out: str | Path | None = None,
     budget: str | float = "10m",
     weights: str | Path | None = None,
-    backbones: str | tuple[str, ...] = "auto",
+    backbones: str | Sequence[str] = "auto",
     folds: int = 5,
     metric: str = "macro_f1",
     max_size: str | int | None = None,
     max_latency: str | float | None = None,
     only: str | None = None,
     fit: str = "auto",
+    groups: str = "near",
     device: str = "auto",
     seed: int = 0,
     overwrite: bool = False,
@@ -31,10 +32,13 @@ def study(
     """Measure what to do with the labelled images in `source`, and pack the smallest of the best models.
 
     `source`: a folder `<class>/...` (or `train|val|test/<class>/...`), a CSV or Parquet file. `out`: the run folder
-    (default `runs/<name of source>`); an unfinished study there is continued. `budget`: seconds, or `"5m"`. `weights`:
-    a folder with `weights.json`. `backbones`: `"auto"`, or names as `graft models` lists them. `metric`: what decides.
-    `max_size`, `max_latency`: limits on the packed model, such as `"5MB"` and `"10ms"`. `only`: `"frozen"` or
-    `"scratch"`. `fit`: how images become square (`"auto"` measures it). Same seed, same data: same choice.
+    (default `runs/<name of source>`); an unfinished study there is continued, another one only replaced with
+    `overwrite`. `budget`: seconds, or `"5m"`. `weights`: a folder with `weights.json`. `backbones`: `"auto"`, or names
+    as `graft models` lists them. `folds`: 2 to 20. `metric`: what decides (`macro_f1`, `accuracy`,
+    `balanced_accuracy`, `weighted_f1`, `log_loss` or `brier`). `max_size`, `max_latency`: limits on the packed model,
+    such as `"5MB"` (or bytes) and `"10ms"` (or milliseconds) for one image on one thread. `only`: `"frozen"` or
+    `"scratch"`. `fit`: how images become square, `"crop"`, `"squash"` or `"pad"` (`"auto"` measures it). `device`:
+    `"auto"`, `"cpu"`, `"cuda"` or `"mps"`. Same seed, same data, same machine: same choice, same numbers.
 
     Raises GraftError with a sentence for whatever cannot be done.
     """
@@ -50,6 +54,7 @@ def study(
         max_latency=max_latency,
         only=only,
         fit=fit,
+        groups=groups,
         device=device,
         seed=seed,
         overwrite=overwrite,

@@ -88,6 +88,7 @@ def _study_options(study: Any, *, out: str, budget: str) -> None:
     study.add_argument("--max-latency", metavar="TIME", help="limit for one image on one thread, such as 10ms")
     study.add_argument("--only", metavar="WHAT", help="frozen or scratch")
     study.add_argument("--fit", default="auto", help="how images become square: auto (measured), crop, squash, pad")
+    study.add_argument("--groups", default="near", help="what stays on one side of a split: near (duplicates) or series (all views of one subject)")
     study.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     study.add_argument("--seed", type=int, default=0, help="of folds and training (default: 0)")
     study.add_argument("--overwrite", action="store_true", help="replace another study in --out")
@@ -153,6 +154,7 @@ def _study(options: argparse.Namespace) -> int:
         max_latency=options.max_latency,
         only=options.only,
         fit=options.fit,
+        groups=options.groups,
         device=options.device,
         seed=options.seed,
         overwrite=options.overwrite,

@@ -1,4 +1,4 @@
-"""Where the arithmetic runs: device, number format and threads, chosen once and passed on.
+"""Where the arithmetic runs: device, number format and threads, chosen once and passed on; and what there is to run on.
 
 Importing this module costs no torch; only `choose` does, and only for devices other than the CPU.
 """
@@ -6,6 +6,7 @@ Importing this module costs no torch; only `choose` does, and only for devices o
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import platform
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from graft.errors import SettingsError
+from graft.version import VERSION
 
 Device = Literal["cpu", "cuda", "mps"]
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +31,8 @@ class Compute:
 
 def choose(device: str = "auto") -> Compute:
     """The named device, or with `auto` the best one there is. Raises SettingsError for one that is not here."""
-    if device not in ("auto", "cpu", "cuda", "mps"):
-        raise SettingsError(f"--device {device}: choose auto, cpu, cuda or mps.")
+    if device not in DEVICES:
+        raise SettingsError(f"--device {device}: choose one of {', '.join(DEVICES)}.")
     threads = cpu_threads()
     if device == "cpu" or (device == "auto" and not _accelerator_likely()):
         return Compute("cpu", cpu_has_bf16(), threads)
@@ -41,7 +44,9 @@ def choose(device: str = "auto") -> Compute:
         return Compute("mps", False, threads)
     if device == "auto":
         return Compute("cpu", cpu_has_bf16(), threads)
-    raise SettingsError(f"--device {device}: this machine has no such device that torch can use. Use --device auto.")
+    raise SettingsError(
+        f"--device {device}: this machine has no such device that torch can use. Use --device auto."
+    )
 
 
 def cpu_threads() -> int:
@@ -71,6 +76,22 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, found without importing anything heavy."""
+    facts = {
+        "graft": VERSION,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": cpu_name(),
+    }
+    for name in ("torch", "timm", "torchvision", "openvino", "onnxruntime", "onnx", "numpy", "pillow"):
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            facts[name] = "missing"
+    return facts
 
 
 def _accelerator_likely() -> bool:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,52 @@ STALE_SECONDS = 24 * 3600
 def content_key(*parts: object) -> str:
     """The hexadecimal key (40 digits) of a nest of strings, numbers, None, lists, tuples and dictionaries.
 
-    Raises TypeError for anything whose JSON form would be ambiguous.
+    Lists and tuples count as the same; the keys of dictionaries are strings. Raises TypeError for what JSON has no
+    form for, and ValueError for NaN and infinity.
     """
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
+    return hashlib.blake2b(canonical_json(parts), digest_size=20).hexdigest()
+
+
+def canonical_json(value: object) -> bytes:
+    """`value` as JSON in one form only: sorted keys, no spaces, UTF-8. Raises as `content_key` does."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _encoded(text)
+
+
+def json_line(facts: Mapping[str, Any]) -> bytes:
+    """`facts` as JSON on one line; what JSON cannot say (NaN, infinity) becomes null."""
+    return _encoded(json.dumps(_finite(facts), ensure_ascii=False))
+
+
+def write_json(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write `facts` as indented JSON, atomically; what JSON cannot say (NaN, infinity) becomes null."""
+    write_atomically(path, _encoded(json.dumps(_finite(facts), indent=1, ensure_ascii=False)))
+
+
+def _encoded(text: str) -> bytes:
+    """JSON in UTF-8. Names of files need not be Unicode: what has no UTF-8 form becomes JSON's own escape."""
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, (np.integer, np.bool_)):
+        return value.item()
+    return value
+
+
+def file_digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal. Raises OSError if it cannot be read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def default_folder() -> Path:
@@ -62,7 +105,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
-        os.replace(name, path)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -102,13 +145,11 @@ class Store:
         """The entry under `key`, or None. Reading it marks it as recently used."""
         folder = self._place(key)
         try:
-            facts = json.loads((folder / MANIFEST).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return None
-        try:
+        with suppress(OSError):  # a read-only cache still serves
             os.utime(folder / MANIFEST)
-        except OSError:
-            pass  # a read-only cache still serves
         return Entry(folder, facts)
 
     @contextmanager
@@ -129,11 +170,11 @@ class Store:
             if not (folder / MANIFEST).exists():
                 write_facts(folder, {})
             try:
-                os.replace(folder, place)
+                folder.replace(place)
             except OSError:
                 if self.get(key) is None:  # a leftover without a manifest is in the way
                     shutil.rmtree(place, ignore_errors=True)
-                    os.replace(folder, place)
+                    folder.replace(place)
         except OSError as error:
             raise self._unwritable(error) from error
         finally:
@@ -147,7 +188,9 @@ class Store:
             write_facts(folder, facts or {})
         entry = self.get(key)
         if entry is None:
-            raise StoreError(f"The cache entry {key} vanished from {self.folder} while it was written; try again.")
+            raise StoreError(
+                f"The cache entry {key} vanished from {self.folder} while it was written; try again."
+            )
         return entry
 
     def size_bytes(self) -> int:
@@ -157,10 +200,9 @@ class Store:
     def tidy(self) -> int:
         """Remove leftovers of killed processes and the oldest entries over the limit; returns bytes freed."""
         freed = 0
-        for leftover in self.folder.glob("tmp-*"):
-            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                freed += _folder_bytes(leftover)
-                shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in self._leftovers():
+            freed += _folder_bytes(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
         entries = sorted(self._entries())
         total = sum(size for _, size, _ in entries)
         for _, size, folder in entries:
@@ -174,6 +216,16 @@ class Store:
 
     def _place(self, key: str) -> Path:
         return self.folder / key[:2] / key
+
+    def _leftovers(self) -> Iterator[Path]:
+        """What killed processes were filling or removing, long enough ago that none of them still lives."""
+        for folder in [*self.folder.glob("tmp-*"), *self.folder.glob("??/*")]:
+            try:
+                old = time.time() - folder.stat().st_mtime > STALE_SECONDS
+            except FileNotFoundError:
+                continue  # another process removed it
+            if old and (folder.name.startswith("tmp-") or not (folder / MANIFEST).exists()):
+                yield folder
 
     def _entries(self) -> Iterator[tuple[float, int, Path]]:
         for manifest in self.folder.glob(f"??/*/{MANIFEST}"):
@@ -190,12 +242,19 @@ class Store:
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write the manifest of an entry under construction."""
-    (folder / MANIFEST).write_text(json.dumps(facts, ensure_ascii=False))
+    """Write the manifest of an entry under construction: the last thing to do for it."""
+    (folder / MANIFEST).write_bytes(json_line(facts))
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """What the files below take; those that vanish meanwhile count nothing."""
+    total = 0
+    for file in folder.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
 
 
 def _limit_from_environment() -> int:
@@ -203,6 +262,9 @@ def _limit_from_environment() -> int:
     if not text:
         return DEFAULT_LIMIT_BYTES
     try:
-        return int(float(text) * 1024**3)
+        gigabytes = float(text)
     except ValueError:
-        raise StoreError(f"GRAFT_CACHE_GB is {text!r}; give a number of gigabytes such as 20.") from None
+        gigabytes = math.nan
+    if not 0 < gigabytes < math.inf:
+        raise StoreError(f"GRAFT_CACHE_GB is {text!r}; give a number of gigabytes such as 20.")
+    return int(gigabytes * 1024**3)

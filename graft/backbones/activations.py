@@ -18,14 +18,14 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from graft.backbones.graph import LOGITS, tap_output
-from graft.backbones.trunks import Runner, TrunkFile, reopened
+from graft.backbones.trunks import Runner, TrunkFile, relative_error, reopened
 from graft.backbones.weights import Reach, WeightsFolder
 from graft.compute import Compute
 from graft.store import Entry as Stored
 from graft.store import Store, content_key, write_facts
 
 BATCH = 16
-FLOAT16_MAX = 6.0e4
+FLOAT16_ERROR = 1e-3  # float16 rounds by at most half of this, unless numbers are too large or too small for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +67,20 @@ def extracting(
                     arrays = [np.empty((len(pixels), part.shape[1]), np.float32) for part in rows]
                 for array, part in zip(arrays, rows, strict=True):
                     array[begin : begin + len(part)] = part
-                yield min(begin + BATCH, len(pixels)), len(pixels)
+                yield begin + len(rows[0]), len(pixels)
             for name, array in zip(trunk.outputs, arrays, strict=True):
-                fits = np.abs(array).max(initial=0) < FLOAT16_MAX
-                np.save(place / f"{name}.npy", array.astype(np.float16) if fits else array)
+                np.save(place / f"{name}.npy", _compact(array))
             write_facts(place, {"seconds": time.monotonic() - started})
         stored = store.get(key)
         assert stored is not None
     return Activations(stored, float(stored.facts["seconds"]))
+
+
+def _compact(array: Float32[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """As float16, or as it is where float16 would overflow or round small numbers to nothing."""
+    with np.errstate(over="ignore"):
+        small = array.astype(np.float16)
+    return small if relative_error(small.astype(np.float32), array) < FLOAT16_ERROR else array
 
 
 Rows = list[Float32[np.ndarray, "b _"]]
@@ -128,18 +134,23 @@ def openvino_batches(
         outputs = [request.get_output_tensor(index).data for index in range(len(compiled.outputs))]
         return begin, [np.array(output[:kept], np.float32) for output in outputs]
 
-    for begin in range(0, len(pixels), BATCH):
-        request, busy_with = ring.popleft()
-        if busy_with >= 0:
-            yield collected(request, busy_with)
-        batch = np.ascontiguousarray(pixels[begin : begin + BATCH])
-        if len(batch) < BATCH:
-            batch = np.concatenate([batch, np.zeros((BATCH - len(batch), *batch.shape[1:]), np.uint8)])
-        request.start_async({0: batch})
-        ring.append((request, begin))
-    for request, busy_with in ring:
-        if busy_with >= 0:
-            yield collected(request, busy_with)
+    try:
+        for begin in range(0, len(pixels), BATCH):
+            request, busy_with = ring.popleft()
+            if busy_with >= 0:
+                yield collected(request, busy_with)
+            batch = np.ascontiguousarray(pixels[begin : begin + BATCH])
+            if len(batch) < BATCH:
+                batch = np.concatenate([batch, np.zeros((BATCH - len(batch), *batch.shape[1:]), np.uint8)])
+            request.start_async({0: batch})
+            ring.append((request, begin))
+        for request, busy_with in ring:
+            if busy_with >= 0:
+                yield collected(request, busy_with)
+    finally:  # whoever stops in the middle leaves requests behind that still read their batch
+        for request, busy_with in ring:
+            if busy_with >= 0:
+                request.wait()
 
 
 def _torch_batches(

@@ -18,6 +18,8 @@ from graft.backbones.taps import Tap, Trunk, grey_first_convolution, stages_of
 from graft.backbones.weights import build
 from graft.errors import BackboneError
 
+PLAIN_CONVOLUTIONS = ("Conv2d", "Conv2dSame")
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -94,7 +96,13 @@ def _fold_grey(network: nn.Module, entry: Entry) -> bool:
 
 
 def _first_convolution(network: nn.Module) -> str | None:
-    """The only convolution that reads the image, as timm names it, or for torchvision the first one there is."""
+    """The only convolution that reads the image, as timm names it, or for torchvision the first one there is.
+
+    None if it cannot be folded: several read the image, the network mixes the channels before it, or the kernel is
+    not what is stored (weight standardisation would be computed over fewer channels).
+    """
+    if getattr(network, "transform_input", False):
+        return None
     known = getattr(network, "pretrained_cfg", None)
     if known is not None:
         name = known.get("first_conv")
@@ -105,7 +113,7 @@ def _first_convolution(network: nn.Module) -> str | None:
     if name is None:
         return None
     module = network.get_submodule(name)
-    plain = isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.groups == 1
+    plain = type(module).__name__ in PLAIN_CONVOLUTIONS and module.in_channels == 3 and module.groups == 1
     return name if plain else None
 
 

@@ -25,6 +25,11 @@ from graft.store import content_key
 
 WIDTHS = (1, 2, 4, 6)
 """Channels of the four stages, in multiples of the design's width."""
+CELL = 8
+"""Side in pixels of the neighbourhood that local contrast is measured against."""
+SHARPEN = 2.0
+DARKEST = 0.02
+"""A deviation (of 1) below which an image counts as flat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +109,16 @@ class Block(nn.Module):
 class ScratchNet(nn.Module):
     """The network of a design. Input: float images in 0..1; the normalisation is part of the network.
 
+    Every image is brought to mean 0 and deviation 1 and its local contrast is raised, so that a small spot counts for
+    more than the exposure. On surfaces this decided whether anything was learned at all. What it takes
+    away, the means of the channels and the contrast, goes straight to the head.
+
     The shapes stand in the docstrings, because annotations that are checked cannot be traced for ONNX.
     """
 
     def __init__(self, made: ScratchDesign) -> None:
         super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.full((1, made.channels, 1, 1), 0.5))
-        self.register_buffer("std", torch.full((1, made.channels, 1, 1), 0.25))
+        self.size = made.size
         widths = [factor * made.width for factor in WIDTHS]
         self.stem = nn.Sequential(
             nn.Conv2d(made.channels, widths[0], 3, made.stride, 1, bias=False),
@@ -123,23 +129,39 @@ class ScratchNet(nn.Module):
             Block(before, width, stride=1 if number == 0 else 2)
             for number, (before, width) in enumerate(zip([widths[0], *widths], widths, strict=False))
         )
-        self.head = nn.Linear(2 * widths[-1], made.classes)
+        self.head = nn.Linear(2 * widths[-1] + made.channels + 1, made.classes)
+
+    def normalise(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """`[n c h w]` to the sharpened images, of the same shape, and their levels, `[n c+1]`."""
+        means = images.mean((2, 3))
+        centred = images - means.mean(1)[:, None, None, None]
+        deviation = centred.square().mean((1, 2, 3)).sqrt()[:, None] + DARKEST
+        even = centred / deviation[:, :, None, None]
+        coarse = nn.functional.interpolate(
+            nn.functional.avg_pool2d(even, CELL), (self.size, self.size), mode="bilinear"
+        )
+        levels = torch.cat([(means - 0.5) * 4, deviation.log() + 1.5], dim=1)
+        return even + SHARPEN * (even - coarse), levels
 
     def forward_features(self, images: Tensor) -> Tensor:
         """`[n c h w]` to the maps after the last stage, `[n d y x]`."""
-        maps = self.stem((images - self.mean) / self.std)
-        for stage in self.stages:
-            maps = stage(maps)
-        return maps
+        return self._maps(self.normalise(images)[0])
 
     def embed(self, images: Tensor) -> Tensor:
-        """`[n c h w]` to average and maximum of the maps after the last stage, `[n d]`."""
-        maps = self.forward_features(images)
-        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)
+        """`[n c h w]` to average and maximum of the last maps and the image's levels, `[n d]`."""
+        sharp, levels = self.normalise(images)
+        maps = self._maps(sharp)
+        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3)), levels], dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """`[n c h w]` to the logits of the classes, `[n k]`."""
         return self.head(self.embed(images))
+
+    def _maps(self, sharp: Tensor) -> Tensor:
+        maps = self.stem(sharp)
+        for stage in self.stages:
+            maps = stage(maps)
+        return maps
 
 
 def build(made: ScratchDesign, *, seed: int) -> ScratchNet:

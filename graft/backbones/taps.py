@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -86,7 +87,12 @@ class Trunk(nn.Module):
 
     def _keep(self, name: str, output: Tensor | Sequence[Tensor]) -> None:
         maps = output if isinstance(output, Tensor) else output[0]
-        self._pooled[name] = pool(maps, prefix_tokens=getattr(self.network, "num_prefix_tokens", 0))
+        self._pooled.pop(name, None)  # a module that is used twice counts where it is used last
+        self._pooled[name] = pool(
+            maps,
+            prefix_tokens=getattr(self.network, "num_prefix_tokens", 0),
+            channels_last=getattr(self.network, "output_fmt", None) == "NHWC",
+        )
 
     def normalise(self, images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n k y x"]:
         """Raw pixels to the network's input."""
@@ -111,22 +117,25 @@ class Trunk(nn.Module):
         pooled, self._pooled = self._pooled, {}
         fresh: dict[str, Tensor] = {}
         for name, rows in pooled.items():
-            if not any(rows.shape == seen.shape and torch.allclose(rows, seen, atol=1e-5) for seen in fresh.values()):
+            if not any(_same(rows, seen) for seen in fresh.values()):
                 fresh[name] = rows
         return {name: rows.shape[1] for name, rows in fresh.items()}
 
 
-def pool(maps: Tensor, *, prefix_tokens: int = 0) -> Float[Tensor, "n d"]:
+def pool(maps: Tensor, *, prefix_tokens: int = 0, channels_last: bool = False) -> Float[Tensor, "n d"]:
     """The mean over positions of a map `[n, c, y, x]` or `[n, y, x, c]`, or over tokens `[n, t, d]` but the class token.
 
-    Which of the two layouts a map has is told by its shape: positions are square or nearly so, channels are not.
+    Images are square, so a map whose first two sides alone are equal has its channels last. Where all three are equal
+    the shape does not tell, and `channels_last`, what the network says of itself, decides.
     """
     if maps.ndim == 2:
         return maps
     if maps.ndim == 3:
         return maps[:, prefix_tokens:].mean(dim=1)
-    channels_last = maps.shape[1] == maps.shape[2] and maps.shape[2] != maps.shape[3]
-    return maps.mean(dim=(1, 2)) if channels_last else maps.mean(dim=(2, 3))
+    first, second, third = maps.shape[1:]
+    if first == second and (second != third or channels_last):
+        return maps.mean(dim=(1, 2))
+    return maps.mean(dim=(2, 3))
 
 
 def stages_of(network: nn.Module, architecture: str) -> tuple[list[str], str | None]:
@@ -148,6 +157,8 @@ def _classifier_of(network: nn.Module) -> str | None:
     if find is None:
         return None
     classifier = find()
+    if isinstance(classifier, tuple):  # a distilled network has two, and its logits are their mean
+        classifier = classifier[0]
     return next((name for name, module in network.named_modules() if module is classifier), None)
 
 
@@ -169,16 +180,22 @@ def grey_first_convolution(network: nn.Module, name: str, *, mean: Sequence[floa
     grey = copy.deepcopy(convolution)
     grey.in_channels = len(kernels)
     grey.weight = nn.Parameter(torch.stack(kernels, dim=1))
+    if len(kernels) == 2:
+        # A hook, not a wrapping module: whoever asks the convolution for its weight or its stride still finds them.
+        grey.register_forward_pre_hook(_with_constant_plane)
     parent, _, child = name.rpartition(".")
-    wrapped = nn.Sequential(_ConstantPlane(), grey) if len(kernels) == 2 else grey
-    setattr(network.get_submodule(parent), child, wrapped)
+    setattr(network.get_submodule(parent), child, grey)
 
 
-class _ConstantPlane(nn.Module):
+def _with_constant_plane(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Grey `[n, 1, y, x]` to `[n, 2, y, x]`, the second channel being ones."""
+    grey, *others = inputs
+    return (torch.cat([grey, torch.ones_like(grey)], dim=1), *others)
 
-    def forward(self, grey: Tensor) -> Tensor:
-        return torch.cat([grey, torch.ones_like(grey)], dim=1)
+
+def _same(rows: Tensor, seen: Tensor) -> bool:
+    """Whether two taps read the same thing: equal but for the rounding of float32."""
+    return rows.shape == seen.shape and bool((rows - seen).norm() <= 1e-5 * seen.norm())
 
 
 def _generator() -> torch.Generator:

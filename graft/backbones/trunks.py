@@ -20,6 +20,7 @@ from graft.backbones.catalogue import Entry, InputSpec
 from graft.backbones.graph import LOGITS, tap_output
 from graft.backbones.weights import Reach, WeightsFolder, known_digest, load_state
 from graft.compute import Compute
+from graft.errors import BackboneError
 from graft.images.dataset import Preprocess
 from graft.store import Entry as Stored
 from graft.store import Store, content_key, write_facts
@@ -159,7 +160,7 @@ def _key(entry: Entry, geometry: Preprocess, digest: str, compute: Compute) -> s
     network = [entry.architecture, [[name, repr(value)] for name, value in entry.arguments]]
     seen = [list(entry.input.mean), list(entry.input.std)]
     return content_key(
-        "trunk.v1", network, seen, digest, geometry.size, geometry.channels, compute.bf16, compute.device
+        "trunk.v2", entry.library, network, seen, digest, geometry.size, geometry.channels, compute.bf16, compute.device
     )
 
 
@@ -218,6 +219,11 @@ def _keep(
     check = samples[:CHECK_IMAGES]
     with torch.inference_mode():
         reference = [rows.numpy() for rows in opened.trunk(torch.from_numpy(np.array(check)))]
+    if not all(np.isfinite(rows).all() for rows in reference):
+        raise BackboneError(
+            f"{entry.name} puts out infinite or undefined features: its weights are damaged or belong to another "
+            "network. Load them again, or choose another backbone (graft models)."
+        )
     with store.writing(key) as place:
         graph: Path | None = place / GRAPH_FILE
         runner: Runner = "torch"
@@ -261,7 +267,7 @@ def _agreeing_runner(
             rows = openvino_rows(graph, check, runner=runner, threads=compute.threads)
         except RuntimeError as error:
             return "torch", f"OpenVINO cannot run {name} ({_first_line(error)}); torch runs it, more slowly."
-        worst = max(relative_error(a, b) for a, b in zip(rows, reference, strict=True))
+        worst = float(np.max([relative_error(a, b) for a, b in zip(rows, reference, strict=True)]))
         if worst <= TOLERANCE[runner]:
             return runner, "" if runner == runners[0] else f"{name} needs float32: bfloat16 differs too much."
     return "torch", f"OpenVINO differs from torch by {worst:.1%} on {name}; torch runs it, more slowly."

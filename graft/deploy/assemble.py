@@ -12,9 +12,9 @@ from jaxtyping import Float
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from graft.backbones.graph import cut
+from graft.deploy.bundle import EMBEDDING, PROBABILITIES
 
-PROBABILITIES = "probabilities"
-EMBEDDING = "embedding"
+LEAST_LENGTH = 1e-12  # as in graft.learning.ridge.unit
 
 
 def assembled(
@@ -25,11 +25,15 @@ def assembled(
     bias: Float[np.ndarray, " k"],
     unit_length: bool,
 ) -> ModelProto:
-    """The trunk cut at `output`, then `softmax(unit(x) @ weight + bias)`."""
+    """The trunk cut at `output` (`[n, d]`), then `softmax(x @ weight + bias)`.
+
+    With `unit_length`, x is first divided by its length; a row of zeros stays. `trunk` has the opset 13 to 17 (from 18
+    on, ReduceL2 takes its axes in another way). Raises onnx.checker.ValidationError if the result is no valid graph.
+    """
     model = cut(trunk, output)
     graph = model.graph
     if unit_length:
-        graph.initializer.append(numpy_helper.from_array(np.array([1e-12], np.float32), "graft_least_length"))
+        graph.initializer.append(_constant(np.array([LEAST_LENGTH]), "graft_least_length"))
         graph.node.extend(
             [
                 helper.make_node("ReduceL2", [output], ["graft_length"], axes=[1], keepdims=1),
@@ -39,12 +43,7 @@ def assembled(
         )
     else:
         graph.node.append(helper.make_node("Identity", [output], [EMBEDDING]))
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.ascontiguousarray(weight, np.float32), "graft_head_weight"),
-            numpy_helper.from_array(np.ascontiguousarray(bias, np.float32), "graft_head_bias"),
-        ]
-    )
+    graph.initializer.extend([_constant(weight, "graft_head_weight"), _constant(bias, "graft_head_bias")])
     graph.node.extend(
         [
             helper.make_node("Gemm", [EMBEDDING, "graft_head_weight", "graft_head_bias"], ["graft_logits"]),
@@ -62,3 +61,7 @@ def assembled(
     model.producer_name = "graft"
     onnx.checker.check_model(model)
     return model
+
+
+def _constant(values: Float[np.ndarray, ...], name: str) -> TensorProto:
+    return numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graft.images.dataset import Preprocess
 from graft.version import VERSION
 
+NAMED = 20  # class names in the list above the tables; all stand in the table
+
 
 def card(labels: Sequence[str], preprocess: Preprocess, about: Mapping[str, Any], size_bytes: int) -> str:
     """The text of `card.md`. `about` holds `strategy`, `backbone`, `weights`, `data`, `headline`, `metrics`, `limits`."""
     weights, data = about["weights"], about["data"]
-    names = ", ".join(f"`{label}`" for label in labels[:20]) + (" ..." if len(labels) > 20 else "")
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in about["metrics"].items() if value is not None)
+    names = ", ".join(_cell(label) for label in labels[:NAMED]) + (" ..." if len(labels) > NAMED else "")
+    rows = "\n".join(
+        f"| {name} | {value:.4f} |" for name, value in about["metrics"].items() if value is not None
+    )
     per_class = "\n".join(
         f"| {_cell(row['class'])} | {row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f} | {row['support']} |"
         for row in about["per_class"]
     )
     return f"""# Image classifier: {_cell(data["name"])}
 
-Made by Graft {VERSION}. {about["reason"]}
+Made by Graft {VERSION}. {_cell(about["reason"])}
 
 - Classes ({len(labels)}, in the order of the output): {names}
 - Network: {about["backbone"]}, {about["strategy"]}, read at `{about["tap"]}`; {size_bytes / 1e6:.2f} MB
@@ -44,7 +49,7 @@ Out-of-fold on {data["development"]} images (none of them seen by the model that
 ## What it was made from
 
 - Images: {data["images"]} ({data["excluded"]} files left out), fingerprint `{data["fingerprint"]}`
-- Weights: {weights["name"]}; source: {weights["source"]}; licence: {weights["licence"]}; sha256 `{weights["digest"]}`
+- Weights: {weights["name"]}; source: {weights["source"]}; licence: {weights["licence"]}; digest `{weights["digest"]}`
 
 ## Limits
 
@@ -54,4 +59,5 @@ Out-of-fold on {data["development"]} images (none of them seen by the model that
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """A name of the user's so that Markdown shows it as it is, on one line."""
+    return re.sub(r"([\\`*<>|\[\]&]|\b_|_\b)", r"\\\1", re.sub(r"\s+", " ", text))

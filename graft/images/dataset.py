@@ -76,7 +76,8 @@ class Dataset:
     """A checked index of `n` readable images.
 
     `targets[i]` is an index into `classes` (sorted names, saved with every model). Images with the same number in
-    `groups` are the same picture or nearly so and never fall on two sides of a split. `splits[i]` is where the user
+    `groups` are the same picture or nearly so and never fall on two sides of a split. `series` is set where many images
+    show the same subject (several exposures or views): its numbers are the subjects, each made of whole groups. `splits[i]` is where the user
     had put the image. `widths`, `heights` are in pixels after orientation; `grey[i]` says that the image has no colour.
     """
 
@@ -91,6 +92,7 @@ class Dataset:
     grey: Bool[np.ndarray, " n"]
     issues: tuple[Issue, ...]
     task: Task = Task()
+    series: Int64[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

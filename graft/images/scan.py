@@ -5,7 +5,7 @@ order the file system has, with an Issue for everything that was remarked; nothi
 
 Cost: every byte is read once (again where the images exceed 256 MB); every different image is decoded once, JPEGs at a
 fraction of their size, and compared with the others. What was seen is kept in the store under the digests of the
-images, so a second scan only reads and hashes: 400 photos of 45 MB take 0.6 s, then 0.1 s, on 2 cores.
+images, so a second scan only reads and hashes: 400 photos of 45 MB take 1 s of processor time, then 0.1 s.
 """
 
 from __future__ import annotations
@@ -311,7 +311,11 @@ def _assembled(
     )
     near, scores, mirrored = _near_pairs(seen, look, digests, store)
     given = duplicates.equal_pairs([row.group for row in rows])
-    groups = duplicates.grouped(len(rows), near, duplicates.equal_pairs(digests), given)
+    same = duplicates.equal_pairs(digests)
+    alike = duplicates.grouped(len(rows), near, same, given)
+    series = alike if duplicates.in_series(alike) else None
+    closest = near if series is None else near[scores >= duplicates.CLOSEST]
+    groups = duplicates.grouped(len(rows), closest, same, given)
     issues += twin_issues(images, labels, near, scores, mirrored)
     issues += class_issues(listing.classes, labels, groups)
     return Dataset(
@@ -325,6 +329,7 @@ def _assembled(
         heights=seen.heights[look],
         grey=seen.grey[look],
         issues=tuple(sorted(issues, key=lambda issue: (issue.name, issue.kind, issue.detail))),
+        series=series,
     )
 
 

@@ -50,10 +50,10 @@ class TrainingSettings:
     epochs: int = 300
     multiply_adds: float = 1.2e12
     patience: int = 30
-    batch_size: int = 32
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.0
+    batch_size: int = 16
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.1
     averaging: float = 0.99
     balance: Balance = "root"
     validation_share: float = 0.15
@@ -148,7 +148,7 @@ def train(
     data = _Data(pixels, targets, learn, class_weights(targets[learn], design.classes, settings.balance))
     fixed = settings.validation_share == 0
     planned = settings.epochs if fixed else planned_epochs(design, len(learn), settings)
-    run = _start(data, design, settings, compute, seed)
+    run = _start(design, settings, compute, seed)
     good = best = copy.deepcopy(run)
     best_loss, best_epoch, number = math.inf, 0, 0
     stopped: Literal["patience", "epochs", "deadline"] = "epochs"
@@ -229,12 +229,8 @@ def class_weights(
 def _start(
     data: _Data, design: ScratchDesign, settings: TrainingSettings, compute: Compute, seed: int
 ) -> _Run:
-    """The untrained network with the images' own mean and deviation, its average and the optimiser."""
-    network = build(design, seed=seed)
-    mean, std = _statistics(data)
-    network.mean.copy_(mean)
-    network.std.copy_(std)
-    network = network.to(compute.device)
+    """The untrained network, its average and the optimiser (no decay for biases and normalisation)."""
+    network = build(design, seed=seed).to(compute.device)
     decayed = [weight for weight in network.parameters() if weight.ndim > 1]
     others = [weight for weight in network.parameters() if weight.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -245,14 +241,6 @@ def _start(
         lr=settings.learning_rate,
     )
     return _Run(network, copy.deepcopy(network).eval(), optimizer)
-
-
-def _statistics(data: _Data) -> tuple[Tensor, Tensor]:
-    """Mean and deviation per channel, `[1 c 1 1]` in 0..1, of at most 500 of the rows to learn from."""
-    some = data.learn[np.linspace(0, len(data.learn) - 1, min(len(data.learn), 500)).astype(np.int64)]
-    values = torch.from_numpy(data.pixels[some]).flatten(0, 2).double() / 255
-    std, mean = torch.std_mean(values, dim=0, correction=0)
-    return mean.float().view(1, -1, 1, 1), std.clamp_min(0.02).float().view(1, -1, 1, 1)
 
 
 @contextmanager

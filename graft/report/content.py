@@ -6,7 +6,6 @@ passed on as they are, because the template escapes them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -301,18 +300,21 @@ def _position(record: Run) -> dict[str, Any] | None:
 
 
 def _towards(value: float, *, high: bool, low: bool) -> float:
-    bottom, top = (0.58, 0.92) if high else (0.08, 0.42) if low else (0.46, 0.54)
+    bottom, top = (0.58, 0.8) if high else (0.2, 0.42) if low else (0.46, 0.54)
     return min(max(value, bottom), top)
 
 
 def _table(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Names and values as text; nested values as JSON, those that are not set left out."""
-    rows = []
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            value = {inner: given for inner, given in value.items() if given is not None}
-        if value is None or value == {}:
-            continue
-        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        rows.append((name.replace("_", " "), shown))
-    return rows
+    """Names and values as text, those that are not set left out."""
+    shown = [(name.replace("_", " "), _value(value)) for name, value in facts.items()]
+    return [(name, value) for name, value in shown if value]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_value(inner)}" for name, inner in value.items() if inner is not None)
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -44,15 +44,16 @@ def against_cost(
 ) -> Markup:
     """The leading metric against a cost; the candidates not in `shown` are faint dots without an interval.
 
-    The range reaches from the best candidate to the weakest backbone at its best tap; what lies beyond is left out.
+    The range reaches from the best candidate to the weakest backbone at its best tap; what lies beyond is left out,
+    and so is what was not measured on every fold.
     """
     main = {candidate.id for candidate in shown}
-    leading = leaders(candidates, metric)
+    leading = leaders([candidate for candidate in candidates if candidate.complete], metric)
     order = sorted(candidates, key=lambda c: (c.id in main, c.tied, c.strategy == "scratch", c.id == chosen))
     marks = []
     for candidate in order:
         x, y = cost(candidate), candidate.metrics.get(metric)
-        if x is None or y is None:
+        if x is None or y is None or not candidate.complete:
             continue
         low, high = candidate.intervals.get(metric, (None, None)) if candidate.id in main else (None, None)
         marks.append(
@@ -231,11 +232,10 @@ def _kind(candidate: Candidate, *, chosen: str | None, faint: bool) -> str:
 
 
 def _label(candidate: Candidate, leading: Sequence[Candidate]) -> str:
-    return (
-        candidate.short
-        if candidate in leading or not candidate.tap
-        else f"{candidate.short} · {candidate.tap}"
-    )
+    """The architecture; with its weights or its tap where that alone would not tell it apart."""
+    alike = {other.backbone for other in leading if other.short == candidate.short}
+    name = candidate.short if len(alike) < 2 else candidate.backbone
+    return name if candidate in leading or not candidate.tap else f"{candidate.short} · {candidate.tap}"
 
 
 def _name(candidate: Candidate) -> str:

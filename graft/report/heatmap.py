@@ -34,7 +34,8 @@ def heat_map(counts: Float[np.ndarray, "k k"], names: Sequence[str], *, describe
     if len(names) > DRAWN_CLASSES:
         return _heat_image(shares, described)
     cell = 34.0 if len(names) <= 12 else 28.0
-    left, top = 126.0, 96.0
+    longest = max(len(shortened(name, 16)) for name in names)
+    left, top = 7.2 * longest + 14, 5.6 * longest + 20
     width, height = left + cell * len(names) + 30, top + cell * len(names) + 4
     drawn = [_heat_names(names, cell, left, top)]
     for row, name in enumerate(names):

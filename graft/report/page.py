@@ -29,7 +29,15 @@ PICTURES_BYTES = 1_600_000
 ROWS, FEWER_ROWS = 1_000, 60
 HERE = Path(__file__).parent
 FILTERS = (
-    *(wording.score, wording.signed, wording.span, wording.count, wording.plural, wording.shortened),
+    *(
+        wording.score,
+        wording.signed,
+        wording.span,
+        wording.points,
+        wording.count,
+        wording.plural,
+        wording.shortened,
+    ),
     *(wording.size, wording.quantity, wording.milliseconds, wording.seconds),
 )
 FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")

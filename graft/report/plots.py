@@ -268,7 +268,7 @@ def _labels(frame: Frame, marks: Sequence[Mark]) -> list[Markup]:
         if not mark.label:
             continue
         x, y = frame.across(mark.x), frame.up(mark.y)
-        shown = shortened(mark.label, 24)
+        shown = shortened(mark.label, 28)
         wide = len(shown) * CHARACTER
         for dx, dy in (
             (13, 4),

@@ -86,6 +86,11 @@ def signed(value: Real | None) -> str:
     return "0.000" if rounded == 0 else f"{rounded:+.3f}".replace("-", "−")
 
 
+def points(value: Real | None) -> str:
+    """−0.2 points, with one decimal."""
+    return MISSING if value is None else f"{value:.1f}{SPACE}points".replace("-", "−")
+
+
 def span(interval: tuple[Real, Real] | None, *, sign: bool = False) -> str:
     """0.941 to 0.963."""
     if interval is None:

@@ -15,12 +15,22 @@ import numpy as np
 from jaxtyping import Int64
 
 from graft.judging.metrics import METRICS
-from graft.judging.uncertainty import Difference, Estimate, Headline, corrected, draw_weights, estimate, paired, tied
+from graft.judging.uncertainty import (
+    Difference,
+    Estimate,
+    Headline,
+    corrected,
+    draw_weights,
+    estimate,
+    paired,
+    tied,
+)
 from graft.studies.frame import Trial
 
 DRAWS = 2_000
 FEWER_DRAWS = 1_000
 MANY_IMAGES = 5_000
+NEARLY = 1.001  # as near to the limits as the nearest, give or take the size of a name in the graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +45,18 @@ class Limits:
         if trial.model_bytes is None or trial.latency_ms is None:
             return float("inf")
         return max(
-            trial.model_bytes / self.max_bytes if self.max_bytes else 0.0,
-            trial.latency_ms / self.max_latency_ms if self.max_latency_ms else 0.0,
+            trial.model_bytes / self.max_bytes if self.max_bytes is not None else 0.0,
+            trial.latency_ms / self.max_latency_ms if self.max_latency_ms is not None else 0.0,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Positions in the list of trials. `differences[i]` is trial i minus the best; None for incomplete ones.
+    """Positions in the list of trials. `differences[i]` says how much better trial i is than the best (mostly negative).
 
-    `headline` is the corrected score of the choice; `missed` names the limit that nothing meets, or is empty.
+    `scores`, `intervals` and `differences` are None for incomplete trials. `eligible`: what was chosen from, see
+    `choose`; `within`: what meets the limits. `headline` is the corrected score of the choice, from which `optimism` was
+    taken off; `missed` names the limits that nothing meets and by how much, or is empty.
     """
 
     chosen: int
@@ -54,15 +66,21 @@ class Choice:
     scores: tuple[float | None, ...]
     intervals: tuple[Estimate | None, ...]
     differences: tuple[Difference | None, ...]
+    eligible: tuple[bool, ...]
     within: tuple[bool, ...]
     headline: Estimate
     optimism: float
     missed: str
 
     def is_tied(self, position: int) -> bool:
-        """Whether this trial cannot be told apart from the best."""
+        """Whether this trial might have been chosen and cannot be told apart from the best."""
         difference = self.differences[position]
-        return difference is not None and difference.touches_zero
+        return self.eligible[position] and difference is not None and difference.touches_zero
+
+    @property
+    def tied(self) -> tuple[int, ...]:
+        """All tied trials; the best and the choice are among them."""
+        return tuple(i for i in range(len(self.differences)) if self.is_tied(i))
 
 
 def choose(
@@ -74,43 +92,56 @@ def choose(
     limits: Limits,
     seed: int,
 ) -> Choice:
-    """The choice among `trials`, of which at least one is complete and has a model."""
-    usable = [i for i, trial in enumerate(trials) if trial.complete and trial.model_bytes is not None]
-    # Untrained features are a yardstick; they are handed over only where there is nothing else.
-    usable = [i for i in usable if trials[i].recipe.strategy != "random"] or usable
-    within = [i for i in usable if limits.excess(trials[i]) <= 1]
-    nearest = min((limits.excess(trials[i]) for i in usable), default=1.0)
-    eligible = within or [i for i in usable if limits.excess(trials[i]) <= nearest * 1.001]
-    draws = draw_weights(targets, groups, draws=DRAWS if len(targets) <= MANY_IMAGES else FEWER_DRAWS, seed=seed)
-    complete = [i for i, trial in enumerate(trials) if trial.complete]
+    """The choice among `trials`; `targets` and `groups` belong to the rows of their probabilities.
+
+    The same arguments give the same choice. Raises ValueError if no trial is complete and has a model.
+    """
+    everyone = range(len(trials))
+    eligible = _eligible(trials, limits)
+    draws = draw_weights(
+        targets, groups, draws=DRAWS if len(targets) <= MANY_IMAGES else FEWER_DRAWS, seed=seed
+    )
+    complete = [i for i in everyone if trials[i].complete]
     estimates = {i: estimate(metric, trials[i].probabilities, targets, groups, draws) for i in complete}
-    sign = METRICS[metric].sign
-    best = max(eligible, key=lambda i: (sign * estimates[i].value, -i))
     rows = [trials[i].probabilities for i in eligible]
-    differences = dict(zip(eligible, tied(metric, rows, targets, draws), strict=True))
-    for i in complete:
-        if i not in differences:
-            differences[i] = paired(metric, trials[i].probabilities, trials[best].probabilities, targets, draws)
-    ties = [i for i in eligible if differences[i].touches_zero or i == best]
-    chosen = min(ties, key=lambda i: _cost(trials[i]) + (-sign * estimates[i].value, i))
     headline = corrected(metric, rows, targets, groups, draws=len(draws), seed=seed)
-    winner = estimates[eligible[headline.winner]]
+    best = eligible[headline.winner]
+    differences = dict(zip(eligible, tied(metric, rows, targets, draws), strict=True))
+    for i in set(complete) - set(eligible):
+        differences[i] = paired(metric, trials[i].probabilities, trials[best].probabilities, targets, draws)
+    ties = [i for i in eligible if differences[i].touches_zero]
+    sign = METRICS[metric].sign
+    chosen = min(ties, key=lambda i: (_cost(trials[i]), -sign * estimates[i].value, i))
+    within = tuple(limits.excess(trial) <= 1 for trial in trials)
     return Choice(
         chosen=chosen,
         best=best,
-        smallest=min(eligible, key=lambda i: _cost(trials[i])),
-        fastest=min(eligible, key=lambda i: (trials[i].latency_ms or 0.0, i)),
-        scores=tuple(estimates[i].value if i in estimates else None for i in range(len(trials))),
-        intervals=tuple(estimates.get(i) for i in range(len(trials))),
-        differences=tuple(differences.get(i) for i in range(len(trials))),
-        within=tuple(i in within for i in range(len(trials))),
-        headline=_headline(metric, headline, moved_by=estimates[chosen].value - winner.value),
+        smallest=min(eligible, key=lambda i: (_cost(trials[i]), i)),
+        fastest=min(eligible, key=lambda i: (trials[i].latency_ms, i)),
+        scores=tuple(estimates[i].value if i in estimates else None for i in everyone),
+        intervals=tuple(estimates.get(i) for i in everyone),
+        differences=tuple(differences.get(i) for i in everyone),
+        eligible=tuple(i in eligible for i in everyone),
+        within=within,
+        headline=_headline(metric, headline, moved_by=estimates[chosen].value - estimates[best].value),
         optimism=headline.optimism,
-        missed="" if within else _missed(trials[chosen], limits),
+        missed="" if within[chosen] else _missed(trials[chosen], limits),
     )
 
 
+def _eligible(trials: Sequence[Trial], limits: Limits) -> list[int]:
+    """The trials that may be chosen: complete, with a model, within the limits (or else those nearest to them)."""
+    usable = [i for i, trial in enumerate(trials) if trial.complete and np.isfinite(limits.excess(trial))]
+    if not usable:
+        raise ValueError("there is no complete trial with a model to choose from")
+    # Untrained features are a yardstick; they are handed over only where there is nothing else.
+    usable = [i for i in usable if trials[i].recipe.strategy != "random"] or usable
+    reach = max(1.0, NEARLY * min(limits.excess(trials[i]) for i in usable))
+    return [i for i in usable if limits.excess(trials[i]) <= reach]
+
+
 def _cost(trial: Trial) -> tuple[float, float]:
+    """What makes one candidate cheaper than another."""
     return float(trial.model_bytes or 0), float(trial.latency_ms or 0.0)
 
 
@@ -125,16 +156,19 @@ def _headline(metric: str, corrected_winner: Headline, *, moved_by: float) -> Es
 
 def _missed(nearest: Trial, limits: Limits) -> str:
     parts = []
-    if limits.max_bytes and nearest.model_bytes and nearest.model_bytes > limits.max_bytes:
+    size, latency = nearest.model_bytes, nearest.latency_ms
+    if size is not None and limits.max_bytes is not None and size > limits.max_bytes:
         parts.append(
-            f"--max-size {megabytes(limits.max_bytes)} is missed by {megabytes(nearest.model_bytes - limits.max_bytes)}"
+            f"--max-size {megabytes(limits.max_bytes)} is missed by {megabytes(size - limits.max_bytes)}"
         )
-    if limits.max_latency_ms and nearest.latency_ms and nearest.latency_ms > limits.max_latency_ms:
-        over = nearest.latency_ms - limits.max_latency_ms
-        parts.append(f"--max-latency {limits.max_latency_ms:g} ms is missed by {over:.2f} ms")
-    return f"Nothing meets the limits: the nearest candidate is {nearest.recipe.name}; " + " and ".join(parts) + "."
+    if latency is not None and limits.max_latency_ms is not None and latency > limits.max_latency_ms:
+        over = latency - limits.max_latency_ms
+        parts.append(f"--max-latency {limits.max_latency_ms:g} ms is missed by {over:.2g} ms")
+    return f"Nothing meets the limits: the nearest candidate is {nearest.recipe.name}; {' and '.join(parts)}."
 
 
 def megabytes(size: float) -> str:
-    """Bytes as people read them: 8.9 MB, 412 kB."""
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+    """Bytes as people read them: 8.9 MB, 412 kB, 90 bytes."""
+    if size >= 1e6:
+        return f"{size / 1e6:.1f} MB"
+    return f"{size / 1e3:.0f} kB" if size >= 1e3 else f"{size:.0f} bytes"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float32
 
 from graft.errors import RunError
-from graft.store import write_atomically
+from graft.store import json_line, write_atomically
 
 FILE = "journal.jsonl"
 TRIALS = "trials"
@@ -28,19 +29,23 @@ LOCK = ".lock"
 
 
 class Journal:
-    """The journal of the run folder `run`, opened for writing until `close`."""
+    """The journal of the run folder `run`, opened for writing until `close`.
+
+    `records` are all there are, in order. Raises RunError if another process has it open, if a line before the last
+    one is damaged, or if the folder cannot be written.
+    """
 
     def __init__(self, run: Path) -> None:
-        run.mkdir(parents=True, exist_ok=True)
         self.run = run
-        self._lock = FileLock(run / LOCK)
+        self._lock = _locked(run)
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"Another study is writing to {run} now. Wait for it, or choose another --out.") from None
-        self.records = read(run)
-        _cut_torn_tail(run / FILE)
-        self._file = (run / FILE).open("ab")
+            self.records = read(run)
+            _cut_torn_tail(run / FILE)
+            self._file = (run / FILE).open("ab")
+        except BaseException:
+            self._lock.release()
+            raise
+        self._folds = {_fold_key(record): record for record in self.records if record["kind"] == "fold"}
         self._before = max((float(record["at"]) for record in self.records), default=0.0)
         self._opened = time.monotonic()
 
@@ -51,14 +56,16 @@ class Journal:
     def append(self, kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Add a record; it is on the disk when this returns."""
         record = {"kind": kind, "at": round(self.elapsed_seconds(), 3), **facts}
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json_line(record) + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self.records.append(record)
+        if kind == "fold":
+            self._folds[_fold_key(record)] = record
         return record
 
     def find(self, kind: str, facts: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The first record of this kind with these facts."""
+        """The first record of this kind with these facts, looked for from the beginning; None if there is none."""
         for record in self.records:
             if record["kind"] == kind and all(record.get(name) == value for name, value in facts.items()):
                 return record
@@ -74,12 +81,14 @@ class Journal:
         return self.append("fold", {"recipe": recipe, "fold": fold, **facts})
 
     def fold(self, recipe: str, fold: int) -> tuple[dict[str, Any], Float32[np.ndarray, "m k"]] | None:
-        """The record and the probabilities of a finished (recipe, fold), or None."""
-        record = self.find("fold", {"recipe": recipe, "fold": fold})
-        place = self._place(recipe, fold)
-        if record is None or not place.exists():
+        """The record and the probabilities of a finished (recipe, fold); None if it must be measured (again)."""
+        record = self._folds.get((recipe, fold))
+        if record is None:
             return None
-        return record, np.load(place, allow_pickle=False)
+        try:
+            return record, np.load(self._place(recipe, fold), allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # the array was removed or damaged by somebody else
+            return None
 
     def close(self) -> None:
         """Let others write."""
@@ -88,6 +97,26 @@ class Journal:
 
     def _place(self, recipe: str, fold: int) -> Path:
         return self.run / TRIALS / f"{recipe[:16]}-{fold}.npy"
+
+
+def _locked(run: Path) -> FileLock:
+    lock = FileLock(run / LOCK)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"Another study is writing to {run} now. Wait for it, or choose another --out."
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"{run} cannot be written: {error.strerror or error}. Choose another --out."
+        ) from error
+    return lock
+
+
+def _fold_key(record: Mapping[str, Any]) -> tuple[Any, Any]:
+    return record.get("recipe"), record.get("fold")
 
 
 def read(run: Path) -> list[dict[str, Any]]:
@@ -101,15 +130,24 @@ def read(run: Path) -> list[dict[str, Any]]:
         return []
     records = []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            record = json.loads(line)
-            record["kind"], float(record["at"])
-        except (ValueError, KeyError, TypeError):
+        record = _record(line)
+        if record is None:
             raise RunError(
                 f"{run / FILE}, line {number}, is damaged. Choose another --out, or --overwrite to begin again."
-            ) from None
+            )
         records.append(record)
     return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record on a line, or None if it is not one: it has a kind, and the seconds it was written at."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(record, dict) and isinstance(record.get("kind"), str)
+    at = record.get("at") if sound else None
+    return record if isinstance(at, (int, float)) and math.isfinite(at) else None
 
 
 def _cut_torn_tail(path: Path) -> None:

@@ -1,11 +1,12 @@
-"""What a study leaves behind: `study.json`, `predictions.parquet`, and the same as an object in Python."""
+"""What a study leaves behind: `study.json` piece by piece, and the finished run folder as an object in Python.
+
+In: the frame, the trials and the choice. Out: plain dictionaries that are written once, at the end, and `StudyResult`,
+which reads them again. Importing this costs neither torch nor timm.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
-import io
 import json
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,22 +16,26 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from graft.compute import cpu_name
+from graft.compute import environment as environment
 from graft.errors import RunError
-from graft.images.dataset import Dataset
-from graft.judging.metrics import METRICS, confusion, decisions, per_class, scores
-from graft.judging.uncertainty import Difference, draw_weights, estimate, paired
+from graft.judging.metrics import METRICS, confusion, per_class, scores
+from graft.judging.uncertainty import Difference, Estimate, bootstrap, draw_weights, estimate, paired
 from graft.store import write_atomically
+from graft.store import write_json as write_json
 from graft.studies.choice import Choice
 from graft.studies.frame import Frame, Trial
-from graft.studies.words import reason, runner_up_reason, scratch_sentence
-from graft.version import VERSION
+from graft.studies.predictions import PREDICTIONS as PREDICTIONS
+from graft.studies.predictions import measured
+from graft.studies.predictions import write_predictions as write_predictions
+from graft.studies.words import RunnerUp, reason, runner_up_reason, scratch_sentence
+from graft.version import VERSION as VERSION
 
 FORMAT = 1
 STUDY = "study.json"
 RUN = "run.json"
-PREDICTIONS = "predictions.parquet"
+REPORT = "report.html"
 BUNDLE = "model.graft"
+DRAWS = 1_000
 INTERVALS = ("macro_f1", "accuracy", "balanced_accuracy")
 
 
@@ -54,8 +59,8 @@ class StudyResult:
         return pyarrow.Table.from_pylist([board_row(row) for row in self.facts["candidates"]])
 
     def report(self, path: str | Path | None = None) -> Path:
-        """Where the HTML report is; with a path, a copy of it there."""
-        return _copy(self.run / "report.html", path)
+        """Where the HTML report is; with a path, a copy of it there. Raises RunError if it cannot be written."""
+        return _copy(self.run / REPORT, path)
 
     def bundle(self, path: str | Path | None = None) -> Path:
         """Where the bundle is; with a path, a copy of the folder there. Raises RunError rather than overwrite."""
@@ -68,12 +73,17 @@ def _copy(source: Path, path: str | Path | None) -> Path:
     if path is None:
         return source
     target = Path(path)
-    if source.is_dir():
-        if target.exists():
-            raise RunError(f"{target} exists already; name a place that is free.")
-        shutil.copytree(source, target)
-    else:
-        write_atomically(target, source.read_bytes())
+    if target.exists() and (source.is_dir() or target.is_dir()):
+        raise RunError(f"{target} exists already; name a place that is free.")
+    try:
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            write_atomically(target, source.read_bytes())
+    except OSError as error:
+        raise RunError(
+            f"{target} cannot be written: {error.strerror or error}. Name another place."
+        ) from error
     return target
 
 
@@ -81,11 +91,16 @@ def read(run: str | Path) -> StudyResult:
     """The result in a run folder. Raises RunError if there is none."""
     folder = Path(run)
     try:
-        return StudyResult(folder, json.loads((folder / STUDY).read_text(encoding="utf-8")))
+        facts = json.loads((folder / STUDY).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"{folder} holds no finished study (no {STUDY}). Run `graft study` with --out {folder}.") from None
-    except ValueError as error:
-        raise RunError(f"{folder / STUDY} is damaged: {error}. Run the study again.") from None
+        raise RunError(
+            f"{folder} holds no finished study (no {STUDY}). Run `graft study` with --out {folder}."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{folder / STUDY} is damaged: {error}. Run the study again.") from error
+    if not isinstance(facts, dict) or not {"choice", "candidates"} <= set(facts):
+        raise RunError(f"{folder / STUDY} is damaged: it names no choice. Run the study again.")
+    return StudyResult(folder, facts)
 
 
 def board_row(candidate: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,7 +127,7 @@ def candidate_rows(frame: Frame, trials: Sequence[Trial], choice: Choice) -> lis
     """Every trial as `study.json` tells it, best first, incomplete ones last."""
     metric = METRICS[frame.settings.metric]
     groups = frame.dataset.groups[frame.rows]
-    draws = draw_weights(frame.targets, groups, draws=1000, seed=frame.settings.seed)
+    draws = draw_weights(frame.targets, groups, draws=DRAWS, seed=frame.settings.seed)
     rows = [_candidate(frame, trial, choice, i, groups, draws) for i, trial in enumerate(trials)]
 
     def rank(row: dict[str, Any]) -> tuple[bool, float, str]:
@@ -125,7 +140,7 @@ def candidate_rows(frame: Frame, trials: Sequence[Trial], choice: Choice) -> lis
 def _candidate(
     frame: Frame, trial: Trial, choice: Choice, position: int, groups: np.ndarray, draws: np.ndarray
 ) -> dict[str, Any]:
-    done = ~np.isnan(trial.probabilities).any(axis=1)
+    done = measured(trial)
     probabilities, targets = trial.probabilities[done], frame.targets[done]
     lead = frame.settings.metric
     intervals = {}
@@ -151,7 +166,11 @@ def _candidate(
         "tap_index": trial.tap_index,
         "taps": trial.taps,
         "cut": recipe.cut,
-        "input": {"size": recipe.geometry.size, "channels": recipe.geometry.channels, "fit": recipe.geometry.fit},
+        "input": {
+            "size": recipe.geometry.size,
+            "channels": recipe.geometry.channels,
+            "fit": recipe.geometry.fit,
+        },
         "metrics": scores(probabilities, targets),
         "interval": intervals,
         "folds": _per_fold(frame, trial, lead),
@@ -168,7 +187,7 @@ def _candidate(
         "difference": None
         if difference is None
         else {"to_best": difference.estimate, "interval": [difference.low, difference.high]},
-        "tied": choice.is_tied(position) and choice.within[position],
+        "tied": choice.is_tied(position),
         "within_limits": choice.within[position],
         "complete": trial.complete,
         "curves": list(trial.curves) or None,
@@ -177,12 +196,13 @@ def _candidate(
 
 def _per_fold(frame: Frame, trial: Trial, metric: str) -> list[float]:
     """The leading metric on each finished fold."""
-    folds = frame.folds.assignment[frame.rows]
+    folds, done = frame.folds.assignment[frame.rows], measured(trial)
     values = []
     for fold in range(frame.folds.count):
-        rows = (folds == fold) & ~np.isnan(trial.probabilities).any(axis=1)
+        rows = (folds == fold) & done
         if rows.any():
-            values.append(scores(trial.probabilities[rows], frame.targets[rows])[metric])
+            once = np.ones((1, int(rows.sum())), np.float32)
+            values.append(float(bootstrap(metric, trial.probabilities[rows], frame.targets[rows], once)[0]))
     return values
 
 
@@ -191,21 +211,27 @@ def scratch_against_transfer(frame: Frame, trials: Sequence[Trial], choice: Choi
     metric = METRICS[frame.settings.metric]
     scratch = next((trial for trial in trials if trial.recipe.strategy == "scratch"), None)
     transferred = [
-        i for i, trial in enumerate(trials) if trial.recipe.strategy == "frozen" and choice.scores[i] is not None
+        i
+        for i, trial in enumerate(trials)
+        if trial.recipe.strategy == "frozen" and choice.scores[i] is not None
     ]
     best = max(transferred, key=lambda i: (metric.sign * (choice.scores[i] or 0.0), -i), default=None)
     transfer = trials[best] if best is not None else None
     difference: Difference | None = None
     if scratch is not None and transfer is not None:
-        rows = ~np.isnan(scratch.probabilities).any(axis=1)
+        rows = measured(scratch)
         targets, groups = frame.targets[rows], frame.dataset.groups[frame.rows][rows]
-        draws = draw_weights(targets, groups, draws=1000, seed=frame.settings.seed)
-        difference = paired(metric.name, transfer.probabilities[rows], scratch.probabilities[rows], targets, draws)
+        draws = draw_weights(targets, groups, draws=DRAWS, seed=frame.settings.seed)
+        difference = paired(
+            metric.name, transfer.probabilities[rows], scratch.probabilities[rows], targets, draws
+        )
     return {
         "difference": difference.estimate if difference else None,
         "interval": [difference.low, difference.high] if difference else None,
         "metric": metric.name,
-        "sentence": scratch_sentence(transfer, scratch, difference, metric=metric.name, only=frame.settings.only),
+        "sentence": scratch_sentence(
+            transfer, scratch, difference, metric=metric.name, only=frame.settings.only
+        ),
         "scratch": scratch.recipe.name if scratch else None,
         "transfer": transfer.recipe.name if transfer else None,
     }
@@ -217,17 +243,14 @@ def choice_facts(
     """The choice as `study.json` tells it."""
     metric, chosen = frame.settings.metric, trials[choice.chosen]
     test = _test(frame, tested)
-    plain = scores(chosen.probabilities, frame.targets)
-    headline: dict[str, Any] = {"macro_f1": plain["macro_f1"], metric: choice.headline.value}
-    headline |= {"interval": _pair(choice.headline), "kind": "bbc-cv", "metric": metric, "optimism": choice.optimism}
-    if test is not None:
-        headline = {"macro_f1": test["metrics"]["macro_f1"], metric: test["metrics"][metric]}
-        headline |= {"interval": test["interval"][metric], "kind": "test", "metric": metric}
-        headline["corrected"] = {metric: choice.headline.value, "interval": _pair(choice.headline)}
-    positions = {"most_accurate": choice.best, "smallest": choice.smallest, "fastest": choice.fastest}
+    positions: dict[RunnerUp, int] = {
+        "most_accurate": choice.best,
+        "smallest": choice.smallest,
+        "fastest": choice.fastest,
+    }
     return {
         "id": chosen.recipe.name,
-        "headline": headline,
+        "headline": _headline(frame, chosen, choice, test),
         "reason": reason(trials, choice, metric=metric),
         "test": test,
         "runners_up": {
@@ -243,11 +266,28 @@ def choice_facts(
     }
 
 
+def _headline(frame: Frame, chosen: Trial, choice: Choice, test: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The score to promise: on the locked test where there is one, else cross-validated and corrected for selection."""
+    metric, interval = frame.settings.metric, _pair(choice.headline)
+    if test is None:
+        plain = scores(chosen.probabilities, frame.targets)["macro_f1"]
+        told = {"interval": interval, "kind": "bbc-cv", "metric": metric, "optimism": choice.optimism}
+        return {"macro_f1": plain, metric: choice.headline.value, **told}
+    told = {"interval": test["interval"][metric], "kind": "test", "metric": metric}
+    corrected = {metric: choice.headline.value, "interval": interval}
+    return {
+        "macro_f1": test["metrics"]["macro_f1"],
+        metric: test["metrics"][metric],
+        **told,
+        "corrected": corrected,
+    }
+
+
 def _test(frame: Frame, probabilities: Float32[np.ndarray, "t k"] | None) -> dict[str, Any] | None:
     if probabilities is None:
         return None
     targets, groups = frame.dataset.targets[frame.test_rows], frame.dataset.groups[frame.test_rows]
-    draws = draw_weights(targets, groups, draws=1000, seed=frame.settings.seed)
+    draws = draw_weights(targets, groups, draws=DRAWS, seed=frame.settings.seed)
     names = dict.fromkeys([frame.settings.metric, *INTERVALS])
     return {
         "images": len(targets),
@@ -302,85 +342,5 @@ def settings_facts(frame: Frame, command: str) -> dict[str, Any]:
     }
 
 
-def environment() -> dict[str, str]:
-    """Versions and machine, found without importing anything heavy."""
-    facts = {"graft": VERSION, "python": platform.python_version(), "platform": platform.platform(), "cpu": cpu_name()}
-    for name in ("torch", "timm", "torchvision", "openvino", "onnxruntime", "onnx", "numpy", "pillow"):
-        try:
-            facts[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            facts[name] = "missing"
-    return facts
-
-
-def write_predictions(
-    run: Path, frame: Frame, trials: Sequence[Trial], *, chosen: Trial, tested: Float32[np.ndarray, "t k"] | None
-) -> None:
-    """`predictions.parquet`: a row per candidate and development image, and the choice's rows of the locked test."""
-    import pyarrow
-    import pyarrow.parquet
-
-    dataset, classes = frame.dataset, np.array(frame.dataset.classes, dtype=object)
-    tables = []
-    for trial in trials:
-        done = ~np.isnan(trial.probabilities).any(axis=1)
-        tables.append(_table(dataset, classes, trial.recipe.name, frame.rows[done], frame.folds.assignment, trial.probabilities[done]))
-    if tested is not None:
-        tables.append(_table(dataset, classes, chosen.recipe.name, frame.test_rows, frame.folds.assignment, tested, split="test"))
-    table = pyarrow.concat_tables(tables)
-    table = table.replace_schema_metadata({"classes": json.dumps(list(dataset.classes), ensure_ascii=False)})
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    write_atomically(run / PREDICTIONS, buffer.getvalue())
-
-
-def _table(
-    dataset: Dataset,
-    classes: np.ndarray,
-    candidate: str,
-    rows: np.ndarray,
-    folds: np.ndarray,
-    probabilities: np.ndarray,
-    *,
-    split: str = "development",
-) -> Any:
-    import pyarrow
-
-    k = probabilities.shape[1]
-    flat = pyarrow.array(np.ascontiguousarray(probabilities, np.float32).ravel())
-    offsets = pyarrow.array(np.arange(0, (len(rows) + 1) * k, k, dtype=np.int32))
-    return pyarrow.table(
-        {
-            "candidate": pyarrow.array([candidate] * len(rows)).dictionary_encode(),
-            "file": [dataset.images[row].name for row in rows],
-            "split": [split] * len(rows),
-            "group": dataset.groups[rows],
-            "fold": folds[rows],
-            "label": classes[dataset.targets[rows]].tolist(),
-            "predicted": classes[decisions(probabilities)].tolist(),
-            "probabilities": pyarrow.ListArray.from_arrays(offsets, flat),
-        }
-    )
-
-
-def write_json(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write JSON atomically; what JSON cannot say (NaN, infinity) becomes null."""
-    write_atomically(path, json.dumps(_finite(facts), indent=1, ensure_ascii=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _finite(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    if isinstance(value, (float, np.floating)):
-        return float(value) if np.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return value
-
-
-def _pair(bounds: Any) -> list[float]:
+def _pair(bounds: Estimate) -> list[float]:
     return [bounds.low, bounds.high]
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from graft.backbones.activations import extracting
+from graft.backbones.activations import Activations, extracting
 from graft.backbones.catalogue import Entry
 from graft.backbones.trunks import TrunkFile, trunk_of, untrained_trunk
 from graft.backbones.hub import Reach, reach_hub
@@ -42,6 +42,7 @@ from graft.studies.probe import criterion, measuring_taps, probing
 from graft.studies.scratching import scratching
 from graft.studies.settings import Settings
 from graft.studies.standing import standing
+from graft.studies.subjects import about_series, kept_together, new_subjects
 
 SCRATCH_SHARE = 0.4  # of the budget is kept for training from scratch, unless --only frozen
 OURS = ("run.json", "check.csv", FILE, "study.json", "predictions.parquet", "report.html", "model.graft", TRIALS, ".lock")
@@ -68,6 +69,7 @@ def studying(settings: Settings, *, command: str = "") -> Generator[Event, None,
     store = Store()
     yield Event("stage", f"Checking {settings.source}")
     dataset = yield from _scanned(settings, store, compute.threads)
+    dataset = kept_together(dataset, groups=settings.groups)
     folds = split(dataset, count=settings.folds, seed=settings.seed)
     reach = Reach(False, False) if settings.only == "scratch" else reach_hub()
     planned = plan(settings, folder=folder, reach=reach)
@@ -79,7 +81,8 @@ def studying(settings: Settings, *, command: str = "") -> Generator[Event, None,
         write_check(dataset, settings.out / "check.csv")
         if not journal.records:
             journal.append("begin", {})
-        done = _Progress(notices=[*folds.notices, *planned.notices])
+        series = about_series(dataset)
+        done = _Progress(notices=[*([series] if series else []), *folds.notices, *planned.notices])
         yield Event("notice", _about(frame))
         for notice in done.notices:
             yield Event("notice", notice)
@@ -257,7 +260,8 @@ def _finish(frame: Frame, done: _Progress, command: str) -> Generator[Event, Non
     rows = results.candidate_rows(frame, done.trials, choice)
     fitted = None if _packed(frame, chosen) else (yield from _fitted(frame, chosen))
     tested = test_probabilities(frame, chosen, fitted) if fitted else _test_so_far(frame, chosen)
-    facts = {
+    yield Event("progress", "where the data stand", remaining_seconds=frame.remaining_seconds())
+    facts: dict[str, Any] = {
         "format": results.FORMAT,
         "graft": results.VERSION,
         "dataset": results.dataset_facts(frame),
@@ -265,11 +269,16 @@ def _finish(frame: Frame, done: _Progress, command: str) -> Generator[Event, Non
         "candidates": rows,
         "choice": results.choice_facts(frame, done.trials, choice, tested),
         "scratch_versus_transfer": results.scratch_against_transfer(frame, done.trials, choice),
-        "position": (yield from _standing(frame, done)),
+        "position": _standing(frame, done.trials),
         "backbones": done.reasons,
         "notices": done.notices,
         "environment": results.environment(),
     }
+    subjects = _new_subjects(frame, done.trials, chosen)
+    if subjects is not None:
+        facts["choice"]["new_subjects"] = subjects
+        facts["choice"]["reason"] += " " + subjects["sentence"]
+        yield Event("notice", subjects["sentence"])
     if fitted is not None:
         yield Event("progress", "packing and checking against torch", remaining_seconds=frame.remaining_seconds())
         packing(frame, frame.settings.out / results.BUNDLE, fitted, _about_bundle(facts, chosen))
@@ -338,41 +347,63 @@ def _trunk(frame: Frame, trial: Trial) -> TrunkFile:
     )
 
 
-def _standing(frame: Frame, done: _Progress) -> Generator[Event, None, dict[str, Any] | None]:
+def _activations(frame: Frame, trial: Trial) -> tuple[TrunkFile, Activations]:
+    """The trunk of a frozen trial and what it puts out: both are in the cache."""
+    trunk = _trunk(frame, trial)
+    work = extracting(
+        trunk,
+        open_pixels(frame.dataset, trunk.geometry, store=frame.store),
+        pixels_key(frame.dataset, trunk.geometry),
+        store=frame.store,
+        compute=frame.compute,
+        folder=frame.folder,
+        reach=frame.reach,
+    )
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return trunk, finished.value
+
+
+def _best_frozen(frame: Frame, trials: Sequence[Trial]) -> Trial | None:
+    score = criterion(frame.settings.metric)
+    frozen = [trial for trial in trials if trial.recipe.strategy == "frozen" and trial.complete]
+    return max(frozen, key=lambda trial: score(trial.probabilities, frame.targets), default=None)
+
+
+def _kept(frame: Frame, kind: str, trial: Trial, make: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    """A small result about a frozen trial, from the cache if it was made before."""
+    parts = [trial.recipe.key, frame.dataset.fingerprint, frame.settings.metric, frame.settings.seed, frame.settings.folds]
+    key = content_key(kind, parts)
+    stored = frame.store.get(key) or frame.store.put(key, {"value": make()})
+    return stored.facts["value"]
+
+
+def _standing(frame: Frame, trials: Sequence[Trial]) -> dict[str, Any] | None:
     """Where the data stand, seen through the best frozen candidate."""
-    metric = criterion(frame.settings.metric)
-    frozen = [trial for trial in done.trials if trial.recipe.strategy == "frozen" and trial.complete]
-    if not frozen:
+    best = _best_frozen(frame, trials)
+    if best is None:
         return None
-    best = max(frozen, key=lambda trial: metric(trial.probabilities, frame.targets))
-    key = content_key("standing.v1", best.recipe.key, frame.dataset.fingerprint, frame.settings.seed, frame.settings.folds)
-    stored = frame.store.get(key)
-    if stored is None:
-        yield Event("progress", "where the data stand", remaining_seconds=frame.remaining_seconds())
-        trunk = _trunk(frame, best)
-        pixels = open_pixels(frame.dataset, trunk.geometry, store=frame.store)
-        work = extracting(
-            trunk,
-            pixels,
-            pixels_key(frame.dataset, trunk.geometry),
-            store=frame.store,
-            compute=frame.compute,
-            folder=frame.folder,
-            reach=frame.reach,
-        )
-        while True:
-            try:
-                next(work)
-            except StopIteration as finished:
-                activations = finished.value
-                break
-        same = [
-            trial
-            for trial in frozen
-            if trial.recipe.backbone == best.recipe.backbone and trial.recipe.geometry == best.recipe.geometry
-        ]
-        stored = frame.store.put(key, standing(frame, same, trunk, activations, best))
-    return stored.facts
+    same = [
+        trial
+        for trial in trials
+        if trial.recipe.backbone == best.recipe.backbone and trial.recipe.geometry == best.recipe.geometry
+    ]
+    return _kept(frame, "standing.v1", best, lambda: standing(frame, same, *_activations(frame, best), best))
+
+
+def _new_subjects(frame: Frame, trials: Sequence[Trial], chosen: Trial) -> dict[str, Any] | None:
+    """What to expect of new subjects, of the choice if it is frozen, else of the best frozen candidate."""
+    trial = chosen if chosen.recipe.strategy == "frozen" else _best_frozen(frame, trials)
+    if trial is None or frame.dataset.series is None:
+        return None
+
+    def make() -> dict[str, Any] | None:
+        features = _activations(frame, trial)[1].tap(trial.tap_index).astype(np.float32)
+        return new_subjects(frame, features, name=trial.recipe.name)
+
+    return _kept(frame, "subjects.v1", trial, make)
 
 
 def _board(frame: Frame, done: _Progress) -> tuple[dict[str, Any], ...]:
@@ -472,7 +503,7 @@ def _identity(settings: Settings, dataset: Dataset, folder: WeightsFolder | None
         list(settings.backbones),
         held,
         [settings.folds, settings.metric, settings.max_bytes, settings.max_latency_ms],
-        [settings.only, settings.fit, settings.device, settings.seed],
+        [settings.only, settings.fit, settings.groups, settings.device, settings.seed],
     )
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
+from graft.compute import DEVICES
 from graft.errors import SettingsError
 from graft.judging.metrics import METRICS
 
 Only = Literal["frozen", "scratch"]
 Fit = Literal["auto", "crop", "squash", "pad"]
+Groups = Literal["near", "series"]
 
+MOST_FOLDS = 20
+LARGEST = 1e15  # beyond, a float no longer counts single bytes
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
@@ -33,6 +38,7 @@ class Settings:
     max_latency_ms: float | None = None
     only: Only | None = None
     fit: Fit = "auto"
+    groups: Groups = "near"
     device: str = "auto"
     seed: int = 0
     overwrite: bool = False
@@ -44,67 +50,96 @@ def resolved(
     out: str | Path | None = None,
     budget: str | float = "10m",
     weights: str | Path | None = None,
-    backbones: str | tuple[str, ...] = "auto",
+    backbones: str | Sequence[str] = "auto",
     folds: int = 5,
     metric: str = "macro_f1",
     max_size: str | int | None = None,
     max_latency: str | float | None = None,
     only: str | None = None,
     fit: str = "auto",
+    groups: str = "near",
     device: str = "auto",
     seed: int = 0,
     overwrite: bool = False,
 ) -> Settings:
-    """The settings as records want them. Raises SettingsError naming the option, the value and the valid ones."""
-    if metric not in METRICS:
-        raise SettingsError(f"--metric {metric}: choose one of {', '.join(METRICS)}.")
-    if only not in (None, "frozen", "scratch"):
-        raise SettingsError(f"--only {only}: choose frozen or scratch.")
-    if fit not in ("auto", "crop", "squash", "pad"):
-        raise SettingsError(f"--fit {fit}: choose auto, crop, squash or pad.")
-    if not 2 <= folds <= 20:
-        raise SettingsError(f"--folds {folds}: choose a number from 2 to 20.")
+    """The settings as records want them; the arguments are those of `graft.study`.
+
+    Raises SettingsError naming the option, the value and the valid ones.
+    """
+    _one_of("--metric", metric, tuple(METRICS))
+    _one_of("--fit", fit, get_args(Fit))
+    _one_of("--groups", groups, get_args(Groups))
+    _one_of("--device", device, DEVICES)
+    if only is not None:
+        _one_of("--only", only, get_args(Only))
+    if not 2 <= folds <= MOST_FOLDS:
+        raise SettingsError(f"--folds {folds}: choose a number from 2 to {MOST_FOLDS}.")
     if seed < 0:
         raise SettingsError(f"--seed {seed}: choose a number from 0 up.")
-    names = backbones if isinstance(backbones, tuple) else tuple(filter(None, re.split(r"[,\s]+", backbones)))
     place = Path(source).expanduser()
     return Settings(
         source=place,
-        out=Path(out).expanduser() if out else Path("runs") / (place.resolve().stem or "study"),
+        out=Path(out).expanduser() if out else _default_out(place),
         budget_seconds=seconds(budget),
         weights=Path(weights).expanduser() if weights else None,
-        backbones=names or ("auto",),
+        backbones=_names(backbones),
         folds=folds,
         metric=metric,
         max_bytes=None if max_size is None else size_bytes(max_size),
         max_latency_ms=None if max_latency is None else milliseconds(max_latency),
         only=cast("Only | None", only),
         fit=cast("Fit", fit),
+        groups=cast("Groups", groups),
         device=device,
         seed=seed,
         overwrite=overwrite,
     )
 
 
+def _one_of(option: str, value: str, valid: Sequence[str]) -> None:
+    if value not in valid:
+        raise SettingsError(f"{option} {value}: choose one of {', '.join(valid)}.")
+
+
+def _names(backbones: str | Sequence[str]) -> tuple[str, ...]:
+    """The backbones that were named, each once; `("auto",)` for none."""
+    listed = (
+        re.split(r"[,\s]+", backbones) if isinstance(backbones, str) else [name.strip() for name in backbones]
+    )
+    names = tuple(dict.fromkeys(filter(None, listed)))
+    if "auto" in names and len(names) > 1:
+        raise SettingsError(
+            f"--backbones {','.join(names)}: give auto, or names (graft models lists them), not both."
+        )
+    return names or ("auto",)
+
+
+def _default_out(source: Path) -> Path:
+    """`runs/photos` for `photos/` and for `photos.csv`."""
+    place = source.resolve()
+    return Path("runs") / ((place.name if place.is_dir() else place.stem) or "study")
+
+
 def seconds(text: str | float) -> float:
-    """`90`, `90s`, `5m`, `1.5h` in seconds."""
+    """`90`, `90s`, `5m`, `1.5h` in seconds. Raises SettingsError for anything else, zero and less included."""
     return _quantity(text, _SECONDS, "s", "--budget", "a duration such as 30s, 5m or 2h")
 
 
 def size_bytes(text: str | int) -> int:
-    """`500kB`, `5MB`, `2MiB` in bytes."""
-    return round(_quantity(text, _BYTES, "b", "--max-size", "a size such as 500kB or 5MB"))
+    """`500kB`, `5MB`, `2MiB` in bytes; a plain number is in bytes. Raises SettingsError as `seconds` does."""
+    return max(1, round(_quantity(text, _BYTES, "b", "--max-size", "a size such as 500kB or 5MB")))
 
 
 def milliseconds(text: str | float) -> float:
-    """`10ms`, `0.5s` in milliseconds; a plain number is in milliseconds."""
+    """`10ms`, `0.5s` in milliseconds; a plain number is in milliseconds. Raises SettingsError as `seconds` does."""
     return _quantity(text, _MILLISECONDS, "ms", "--max-latency", "a time such as 3ms or 0.1s")
 
 
-def _quantity(text: str | float, units: dict[str, float] | dict[str, int], plain: str, option: str, wanted: str) -> float:
+def _quantity(text: str | float, units: Mapping[str, float], plain: str, option: str, wanted: str) -> float:
+    """A positive number and its unit (`plain` if it has none), in the smallest of the units."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", str(text), re.ASCII)
-    unit = match[2].lower() if match and match[2] else plain
-    value = float(match[1]) * units[unit] if match and unit in units else 0.0
-    if not 0 < value < 1e15:
+    factor = units.get((match[2] or plain).lower()) if match else None
+    value = float(match[1]) * factor if match and factor else 0.0
+    if not 0 < value < LARGEST:
         raise SettingsError(f"{option} {text}: give {wanted}.")
     return value

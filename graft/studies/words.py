@@ -3,49 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-from graft.judging.metrics import METRICS
+from graft.judging.metrics import METRICS, Metric
 from graft.judging.uncertainty import Difference
 from graft.studies.choice import Choice, megabytes
 from graft.studies.frame import Trial
+
+RunnerUp = Literal["most_accurate", "smallest", "fastest"]
 
 
 def reason(trials: Sequence[Trial], choice: Choice, *, metric: str) -> str:
     """Why the choice, in one or two sentences with numbers."""
     chosen, best, shown = trials[choice.chosen], trials[choice.best], METRICS[metric]
-    parts = [choice.missed] if choice.missed else []
-    tied = [i for i in range(len(trials)) if choice.is_tied(i) and choice.within[i]]
     score = choice.scores[choice.chosen]
     assert score is not None
-    told = f"{chosen.recipe.name} ({_size(chosen)}, {_latency(chosen)}) scores {shown.text(score)} {shown.label}"
-    if choice.chosen == choice.best:
-        also = f"; of the {len(tied)} candidates tied with it none is smaller" if len(tied) > 1 else ""
-        return " ".join([*parts, f"{told}, the best out-of-fold score{also}."])
-    difference, top = choice.differences[choice.chosen], choice.scores[choice.best]
-    assert difference is not None and top is not None
-    low, high = shown.difference_text(difference.low), shown.difference_text(difference.high)
-    told += (
-        f" and is statistically tied with the best, {best.recipe.name} ({_size(best)}, {shown.text(top)}): the "
-        f"difference is {shown.difference_text(difference.estimate)}, 95 % interval {low} to {high}. "
-        f"It is the smallest of {len(tied)} tied candidates"
+    told = (
+        f"{chosen.recipe.name} ({_size(chosen)}, {_latency(chosen)}) scores {shown.text(score)} {shown.label}"
     )
-    return " ".join([*parts, told + "."])
+    if choice.chosen == choice.best:
+        others = len(choice.tied) - 1
+        also = f"; none of the {others} others that are tied with it is cheaper" if others > 1 else ""
+        also = "; the only one tied with it is not cheaper" if others == 1 else also
+        told += f", the best out-of-fold score{also}."
+    else:
+        difference, top = choice.differences[choice.chosen], choice.scores[choice.best]
+        assert difference is not None and top is not None
+        told += (
+            f" and is statistically tied with the best, {best.recipe.name} ({_size(best)}, {shown.text(top)}): the "
+            f"difference is {shown.difference_text(difference.estimate)}, 95 % interval {_span(difference, shown)}. "
+            f"It is the cheapest of {len(choice.tied)} tied candidates."
+        )
+    return f"{choice.missed} {told}".strip()
 
 
-def runner_up_reason(kind: str, trials: Sequence[Trial], choice: Choice, position: int, *, metric: str) -> str:
+def runner_up_reason(
+    kind: RunnerUp, trials: Sequence[Trial], choice: Choice, position: int, *, metric: str
+) -> str:
     """Why a runner-up is worth naming."""
     trial, shown, score = trials[position], METRICS[metric], choice.scores[position]
     value = shown.text(score) if score is not None else "not complete"
-    fact = {
-        "most_accurate": f"the best {shown.label}, {value}",
-        "smallest": f"the smallest model, {_size(trial)}, {shown.label} {value}",
-        "fastest": f"the fastest model, {_latency(trial)}, {shown.label} {value}",
-    }[kind]
-    return fact
+    if kind == "most_accurate":
+        return f"the best {shown.label}, {value}"
+    extreme = f"smallest model, {_size(trial)}" if kind == "smallest" else f"fastest model, {_latency(trial)}"
+    return f"the {extreme}, {shown.label} {value}"
 
 
 def scratch_sentence(
-    transfer: Trial | None, scratch: Trial | None, difference: Difference | None, *, metric: str, only: str | None
+    transfer: Trial | None,
+    scratch: Trial | None,
+    difference: Difference | None,
+    *,
+    metric: str,
+    only: str | None,
 ) -> str:
     """From scratch against transfer, answered in words in every case."""
     shown = METRICS[metric]
@@ -56,21 +66,30 @@ def scratch_sentence(
         why = "--only scratch" if only == "scratch" else "no pre-trained weights could be had"
         return f"From scratch against transfer could not be compared: nothing was transferred ({why})."
     assert difference is not None
-    low, high = shown.difference_text(difference.low), shown.difference_text(difference.high)
     facts = (
         f"by {shown.difference_text(abs(difference.estimate)).lstrip('+')} of {shown.label} "
-        f"(95 % interval of transfer minus scratch: {low} to {high}) on the same folds"
+        f"(95 % interval of the advantage of transfer: {_span(difference, shown)}) on the same folds"
     )
     names = f"({transfer.recipe.name} against the small CNN)"
     cut_short = ""
     if not scratch.complete:
-        cut_short = " The budget ended before every fold was trained from scratch; only finished folds are compared."
+        cut_short = (
+            " The budget ended before every fold was trained from scratch; only finished folds are compared."
+        )
     elif any(curve.get("stopped") == "deadline" for curve in scratch.curves):
-        cut_short = " The budget cut the training from scratch short; with more time it may come closer."
+        cut_short = " The budget cut the training from scratch short; with more time it may do better."
     if difference.touches_zero:
         return f"Transfer and training from scratch cannot be told apart: they differ {facts} {names}.{cut_short}"
-    winner = "Transfer beats training from scratch" if difference.low > 0 else "Training from scratch beats transfer"
+    winner = (
+        "Transfer beats training from scratch"
+        if difference.low > 0
+        else "Training from scratch beats transfer"
+    )
     return f"{winner} {facts} {names}.{cut_short}"
+
+
+def _span(difference: Difference, shown: Metric) -> str:
+    return f"{shown.difference_text(difference.low)} to {shown.difference_text(difference.high)}"
 
 
 def _size(trial: Trial) -> str:

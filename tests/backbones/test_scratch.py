@@ -48,7 +48,7 @@ def test_it_is_small_whatever_the_data(classes: int, development: int) -> None:
     assert 150_000 <= parameters <= 550_000
 
 
-@pytest.mark.parametrize("size", [32, 96, 129])
+@pytest.mark.parametrize("size", [32, 96, 132])
 def test_every_stage_ends_where_the_map_shrinks(size: int) -> None:
     network = build(ScratchDesign(8, 3, size, 4), seed=0).eval()
     images = torch.rand(2, 3, size, size)
@@ -62,12 +62,20 @@ def test_every_stage_ends_where_the_map_shrinks(size: int) -> None:
     torch.testing.assert_close(network(images), network.head(network.embed(images)))
 
 
-def test_normalisation_is_inside() -> None:
+def test_exposure_goes_to_the_head_alone() -> None:
     network = build(ScratchDesign(8, 1, 32, 2), seed=0).eval()
     images = torch.rand(2, 1, 32, 32)
-    brighter = build(ScratchDesign(8, 1, 32, 2), seed=0).eval()
-    brighter.mean.fill_(0.6)
-    torch.testing.assert_close(network.embed(images), brighter.embed(images + 0.1))
+    maps = network.forward_features(images)
+    torch.testing.assert_close(network.forward_features(images * 0.8 + 0.1), maps, atol=0.05, rtol=0.2)
+    one, other = network.embed(images), network.embed(images + 0.1)
+    torch.testing.assert_close(other[:, -2], one[:, -2] + 0.4)
+    torch.testing.assert_close(other[:, :-2], one[:, :-2], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_flat_image_is_no_accident(value: float) -> None:
+    network = build(ScratchDesign(8, 3, 32, 2), seed=0).eval()
+    assert bool(network(torch.full((1, 3, 32, 32), value)).isfinite().all())
 
 
 def test_multiply_adds_are_those_of_the_convolutions() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from graft.images.duplicates import equal_pairs, grouped, near_pairs, sketch
+from graft.images.readers import read, read_bytes
 
 
 @functools.cache
@@ -115,6 +117,15 @@ def test_one_part_before_a_fixed_camera_does_not_become_one_group() -> None:
     sizes = np.bincount(grouped(len(images), np.array(links, np.int64).reshape(-1, 2)))
     assert sizes.max() <= 10
     assert (0, 200, 0) in pairs_of([*images, recompressed(images[0])])
+
+
+def test_in_a_crowd_of_look_alikes_groups_stay_small(shared_data: Path) -> None:
+    """Without the comparison with the twentieth neighbour, 93 of these garments become one group."""
+    rows = read(shared_data / "fashion_mnist").rows[:3000]
+    sketches = [sketch(Image.open(io.BytesIO(read_bytes(row.path, row.row)))) for row in rows]
+    thumbnails, tints = (np.stack(part) for part in zip(*sketches, strict=True))
+    sizes = np.bincount(grouped(len(rows), near_pairs(thumbnails, tints)[0]))
+    assert sizes.max() <= 20 and sizes[sizes > 1].sum() < 500
 
 
 def test_images_without_contrast_are_not_compared() -> None:

@@ -246,6 +246,9 @@ def test_a_second_scan_decodes_nothing_and_finds_the_same(
     with monkeypatch.context() as without:
         without.setattr(scanning, "_look", refuse)
         second = check(root, tmp_path)
+        (root / "a/1.png").rename(root / "a/9.png")
+        assert check(root, tmp_path).images[1].name == "a/9.png"
+        (root / "a/9.png").rename(root / "a/1.png")
     assert second.fingerprint == first.fingerprint and second.issues == first.issues
     assert (second.widths == first.widths).all() and (second.grey == first.grey).all()
     write(root, {"b/2.png": encoded(picture(50))})

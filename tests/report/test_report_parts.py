@@ -33,6 +33,7 @@ NB = "\N{NO-BREAK SPACE}"
         (wording.signed(-0.0001), "0.000"),
         (wording.span((0.94, 0.9631)), "0.940 to 0.963"),
         (wording.span((-0.02, 0.0), sign=True), "−0.020 to 0.000"),
+        (wording.points(-0.21), f"−0.2{NB}points"),
         (wording.count(1344), "1,344"),
         (wording.size(8_912_345), f"8.9{NB}MB"),
         (wording.size(537e6), f"537{NB}MB"),
