@@ -80,9 +80,13 @@ def run(command: Sequence[str | Path], *, cache: Path | None = None) -> Run:
         text=True,
     )
     assert process.stdout is not None
-    for line in process.stdout:
-        lines.append((time.monotonic() - started, line.rstrip()))
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        for line in process.stdout:
+            lines.append((time.monotonic() - started, line.rstrip()))
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.kill()
+        raise
     seconds = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:

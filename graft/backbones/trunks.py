@@ -34,8 +34,10 @@ else:
 Runner = Literal["openvino-bf16", "openvino-f32", "torch"]
 
 # The largest relative error ||a - b|| / ||b|| of any tap against torch float32 on the check images. bfloat16 keeps 8
-# bits: MobileNets, ResNets and EfficientNets stay below 0.02.
-TOLERANCE: dict[Runner, float] = {"openvino-bf16": 0.03, "openvino-f32": 1e-3}
+# bits; networks trained in float32 stay below 0.02, those dequantised from int8 come to 0.06 and more. Up to there the
+# heads were as good: 5-fold macro-F1 of the two last taps of two networks on two data sets changed by +0.0004 on
+# average, and by -0.0006 if a head learned from bfloat16 was asked with float32. At 0.13 it fell by 0.005.
+TOLERANCE: dict[Runner, float] = {"openvino-bf16": 0.1, "openvino-f32": 1e-3}
 GRAPH_FILE = "trunk.onnx"
 CHECK_IMAGES = 8
 

@@ -19,10 +19,10 @@ import scipy.linalg
 from jaxtyping import Float, Float32, Int
 from scipy.special import softmax
 
-PENALTIES = np.logspace(-5, 1, 19)  # relative to the mean of the non-zero eigenvalues' maximum: see _Spectrum
+PENALTIES = np.logspace(-5, 1, 19)  # relative to the largest eigenvalue: see Spectrum
 BALANCES = (0.0, 0.5, 1.0)
 UNBALANCED = 1.5  # below this ratio of the largest to the smallest class, weighting is not tried
-TEMPERATURES = np.geomspace(0.5, 200.0, 49)
+SCALES = (0.5, 200.0)  # what the logits may be multiplied by
 
 Criterion = Callable[[Float[np.ndarray, "n k"], Int[np.ndarray, " n"]], float]
 
@@ -101,9 +101,10 @@ def _fit_one(
 ) -> tuple[RidgeHead, Float[np.ndarray, "n k"]]:
     solution = Spectrum(rows, targets, classes=classes, balance=balance)
     best: tuple[float, float, float, Float[np.ndarray, "n k"]] | None = None
+    scale = 5.0
     for penalty in PENALTIES:
         held_out = solution.leave_one_out(float(penalty))
-        loss, scale = _best_scale(held_out, targets)
+        loss, scale = _best_scale(held_out, targets, start=scale)
         if best is None or loss < best[0]:
             best = (loss, float(penalty), scale, held_out)
     assert best is not None
@@ -132,7 +133,10 @@ class Spectrum:
         self.target_mean = np.average(self.one_hot, axis=0, weights=self.weights).astype(rows.dtype)
         self.root = np.sqrt(self.weights)[:, None]
         self.centred = self.root * (rows - self.row_mean)
-        self.left, self.eigenvalues = _left_vectors(self.centred)
+        # Subtracting the mean leaves its rounding behind, which is all there is of features that are constant.
+        rounding = len(rows) * float(16 * np.finfo(rows.dtype).eps ** 2 * (self.row_mean**2).sum())
+        self.left, self.eigenvalues = _left_vectors(self.centred, rounding=rounding)
+        self.squared_left = self.left * self.left
         self.projected = self.left.T @ (self.root * (self.one_hot - self.target_mean))
 
     def _shrinkage(self, penalty: float) -> Float[np.ndarray, " r"]:
@@ -142,7 +146,7 @@ class Spectrum:
         """For each row the prediction of the fit without it."""
         shrinkage = self._shrinkage(penalty)
         fitted = self.left @ (shrinkage[:, None] * self.projected) / self.root + self.target_mean
-        leverage = (self.left * self.left) @ shrinkage + self.weights / self.weights.sum()
+        leverage = self.squared_left @ shrinkage + self.weights / self.weights.sum()
         leverage = np.minimum(leverage, 1 - 1e-6)
         return self.one_hot - (self.one_hot - fitted) / (1 - leverage)[:, None]
 
@@ -153,33 +157,46 @@ class Spectrum:
         return weight, self.target_mean - self.row_mean @ weight
 
 
-def _left_vectors(centred: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, " r"]]:
-    """Left singular vectors and squared singular values, largest first, through the smaller square matrix."""
+def _left_vectors(
+    centred: Float[np.ndarray, "n d"], *, rounding: float
+) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, " r"]]:
+    """Left singular vectors and squared singular values, largest first, through the smaller square matrix.
+
+    Squared singular values up to `rounding`, and those that are nothing but the rounding of the largest, are left out.
+    """
     n, d = centred.shape
     square = centred @ centred.T if n <= d else centred.T @ centred
     values, vectors = scipy.linalg.eigh(square, driver="evd", check_finite=False, overwrite_a=True)
     values, vectors = values[::-1], vectors[:, ::-1]
-    # Below this the eigenvectors are rounding noise, and their leverage would be, too.
-    kept = values > max(float(values[0]), 1e-30) * max(n, d) * float(np.finfo(values.dtype).eps)
+    kept = values > max(rounding, 16 * float(np.finfo(values.dtype).eps * values[0]))
     values, vectors = values[kept], vectors[:, kept]
     if not len(values):
         return np.zeros((n, 1), centred.dtype), np.ones(1, centred.dtype)
-    return (vectors if n <= d else centred @ vectors / np.sqrt(values)), values
+    if n <= d:
+        return vectors, values
+    scores = centred @ vectors
+    values = (scores * scores).sum(axis=0)  # of the small ones more digits are right than in the eigenvalues
+    return scores / np.sqrt(values), values
 
 
-def _best_scale(logits: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"]) -> tuple[float, float]:
-    """The factor on the logits with the lowest log loss, and that loss. Convex in the factor: Newton's method."""
-    chosen = logits[np.arange(len(targets)), targets]
-    scale = 5.0
-    for _ in range(12):
-        p = softmax(scale * logits, axis=1)
-        mean = (p * logits).sum(axis=1)
+def _best_scale(
+    logits: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"], *, start: float = 5.0
+) -> tuple[float, float]:
+    """The lowest log loss over all factors on the logits, and the factor. Convex in the factor: Newton's method."""
+    below = logits - logits.max(axis=1, keepdims=True)
+    chosen = below[np.arange(len(targets)), targets]
+    scale = start
+    for _ in range(30):
+        odds = np.exp(scale * below)
+        total = odds.sum(axis=1)
+        odds *= below
+        mean = odds.sum(axis=1) / total
+        curvature = float((np.einsum("nk,nk->n", odds, below) / total - mean * mean).mean())
         slope = float((mean - chosen).mean())
-        curvature = float(((p * logits * logits).sum(axis=1) - mean * mean).mean())
-        step = slope / max(curvature, 1e-9)
-        updated = float(np.clip(scale - step, scale / 4, scale * 4))
-        updated = float(np.clip(updated, 0.5, 200.0))
+        loss = float((np.log(total) - scale * chosen).mean())
+        updated = float(np.clip(scale - slope / max(curvature, 1e-9), scale / 4, scale * 4))
+        updated = float(np.clip(updated, *SCALES))
         if abs(updated - scale) < 1e-3 * scale:
-            break
+            return loss, scale
         scale = updated
-    return log_loss(softmax(scale * logits, axis=1), targets), scale
+    return loss, scale

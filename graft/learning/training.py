@@ -33,8 +33,7 @@ from graft.backbones.scratch import ScratchDesign, ScratchNet, build
 from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.views import Augmentation, suited, views
-
-Balance = Literal["none", "root"]
+from graft.learning.inner import Balance, class_weights, kept_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +160,11 @@ def train(
         if loss is None:
             stopped = "deadline"
             break
-        if not math.isfinite(loss):
+        validation_loss, accuracy = _check(run.averaged, data, check, compute)
+        if not math.isfinite(loss) or (len(check) and not math.isfinite(validation_loss)):
             run = _gentler(good, run, number + 1)
             continue
         number, good = number + 1, copy.deepcopy(run)
-        validation_loss, accuracy = _check(run.averaged, data, check, compute)
         if not len(check) or validation_loss < best_loss:
             best, best_loss, best_epoch = good, validation_loss, number
         rate = run.optimizer.param_groups[0]["lr"]
@@ -189,46 +188,7 @@ def predict(
     return torch.softmax(_logits(network, pixels, rows, compute), dim=1).numpy()
 
 
-def kept_back(
-    targets: Int64[np.ndarray, " n"],
-    groups: Int64[np.ndarray, " n"],
-    rows: Int64[np.ndarray, " m"],
-    *,
-    share: float,
-    seed: int,
-) -> tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]:
-    """Divide `rows` into those to learn from and about `share` of every class to check on, both sorted.
-
-    A group is never divided, a class never leaves the first part, and a class of several groups has one in the
-    second. A group of several classes counts for that of its first row.
-    """
-    random = np.random.default_rng([seed, 15])
-    names, first, member = np.unique(groups[rows], return_index=True, return_inverse=True)
-    sizes = np.bincount(member, minlength=len(names))
-    label = targets[rows][first]
-    checked = np.zeros(len(names), dtype=bool)
-    for one in np.unique(label) if share > 0 else ():
-        own = random.permutation(np.flatnonzero(label == one))
-        wanted = share * sizes[own].sum()
-        before = np.cumsum(sizes[own]) - sizes[own]
-        take = own[before + sizes[own] / 2 <= wanted] if len(own) > 1 else own[:0]
-        checked[(take if len(take) else own[: len(own) > 1])[: len(own) - 1]] = True
-    chosen = checked[member]
-    return np.sort(rows[~chosen]), np.sort(rows[chosen])
-
-
-def class_weights(
-    labels: Int64[np.ndarray, " m"], classes: int, balance: Balance
-) -> Float32[np.ndarray, " k"]:
-    """The weight of each class in the loss, 1 on average over `labels`; a class without images gets the largest."""
-    counts = np.bincount(labels, minlength=classes)
-    weights = np.ones(classes) if balance == "none" else 1 / np.sqrt(np.maximum(counts, 1))
-    return (weights * counts.sum() / (weights * counts).sum()).astype(np.float32)
-
-
-def _start(
-    data: _Data, design: ScratchDesign, settings: TrainingSettings, compute: Compute, seed: int
-) -> _Run:
+def _start(design: ScratchDesign, settings: TrainingSettings, compute: Compute, seed: int) -> _Run:
     """The untrained network, its average and the optimiser (no decay for biases and normalisation)."""
     network = build(design, seed=seed).to(compute.device)
     decayed = [weight for weight in network.parameters() if weight.ndim > 1]

@@ -90,15 +90,15 @@ def leaders(candidates: Sequence[Candidate], metric: str) -> list[Candidate]:
 
 
 def by_depth(candidates: Sequence[Candidate], *, metric: str, chosen: str | None) -> list[Figure]:
-    """One small plot per backbone that was measured at more than one tap, the best backbones first."""
-    rows: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
+    """One small plot per backbone (and fit of the images) that was measured at more than one tap, the best first."""
+    rows: dict[tuple[str, str, str | None], list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         if (
             candidate.tap_index is not None
             and metric in candidate.metrics
             and candidate.strategy != "scratch"
         ):
-            rows[candidate.backbone, candidate.strategy].append(candidate)
+            rows[candidate.backbone, candidate.strategy, candidate.fit].append(candidate)
     several = [sorted(row, key=lambda c: c.tap_index or 0.0) for row in rows.values() if len(row) > 1]
     several.sort(
         key=lambda row: best(row, metric).metrics[metric], reverse=metric not in wording.LOWER_IS_BETTER
@@ -153,7 +153,9 @@ def _depth(row: list[Candidate], metric: str, chosen: str | None, y_range: tuple
         caption = f"recommended and {caption}"
     elif picked is not None:
         caption += f"; recommended: {row[picked].tap}, {wording.score(row[picked].metrics[metric])}"
-    return Figure(svg, top.backbone + (", random weights" if top.strategy == "random" else ""), caption)
+    title = top.backbone + (", random weights" if top.strategy == "random" else "")
+    variant = top.id.rpartition("@")[2] if "@" in top.id and top.strategy == "frozen" else ""
+    return Figure(svg, f"{title}, {variant}" if variant else title, caption)
 
 
 def _curves(candidate: Candidate) -> list[Figure]:

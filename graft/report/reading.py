@@ -40,6 +40,7 @@ class Candidate:
     tap: str | None
     tap_index: float | None
     taps: int | None
+    fit: str | None
     licence: str | None
     metrics: dict[str, float]
     intervals: dict[str, Interval]
@@ -177,6 +178,7 @@ def _candidate(row: dict[str, Any]) -> Candidate:
         tap=text(row, "tap") if row.get("strategy") != "scratch" else None,
         tap_index=number(row.get("tap_index")),
         taps=int(taps) if taps is not None else None,
+        fit=text(mapping(row, "input"), "fit"),
         licence=text(row, "licence"),
         metrics={
             name: value for name, raw in mapping(row, "metrics").items() if (value := number(raw)) is not None

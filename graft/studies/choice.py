@@ -167,7 +167,7 @@ def _missed(nearest: Trial, limits: Limits) -> str:
     return f"Nothing meets the limits: the nearest candidate is {nearest.recipe.name}; {' and '.join(parts)}."
 
 
-def megabytes(size: float) -> str:
+def megabytes(size: int | float) -> str:
     """Bytes as people read them: 8.9 MB, 412 kB, 90 bytes."""
     if size >= 1e6:
         return f"{size / 1e6:.1f} MB"

@@ -58,8 +58,6 @@ def measuring_taps(
     frame: Frame, trunk: TrunkFile, pixels: np.ndarray, *, suffix: str = ""
 ) -> Generator[Event, None, list[Trial]]:
     """The taps of an opened trunk as trials."""
-    if trunk.notice:
-        yield Event("notice", trunk.notice)
     activations = yield from _activations(frame, trunk, pixels)
     trials = []
     for tap in trunk.taps:
@@ -193,6 +191,7 @@ def _trial(
             "source": trunk.origin,
             "licence": trunk.entry.licence,
             "runner": trunk.runner,
+            "notice": trunk.notice,
         },
         knn=_second_opinion(frame, recipe, activations, tap),
     )

@@ -154,6 +154,9 @@ def _probed(frame: Frame, entry: Entry, geometry: Preprocess, done: _Progress, *
         return
     first = not done.trials
     done.trials += trials
+    odd = trials[0].about["notice"]
+    if odd and odd not in done.notices:
+        yield from _tell(done, odd)
     _first_answer(frame)
     if first:
         yield Event("board", "the first answer", board=_board(frame, done))

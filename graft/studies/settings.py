@@ -19,7 +19,7 @@ Groups = Literal["near", "series"]
 MOST_FOLDS = 20
 LARGEST = 1e15  # beyond, a float no longer counts single bytes
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 
@@ -48,13 +48,13 @@ def resolved(
     source: str | Path,
     *,
     out: str | Path | None = None,
-    budget: str | float = "10m",
+    budget: str | int | float = "10m",
     weights: str | Path | None = None,
     backbones: str | Sequence[str] = "auto",
     folds: int = 5,
     metric: str = "macro_f1",
     max_size: str | int | None = None,
-    max_latency: str | float | None = None,
+    max_latency: str | int | float | None = None,
     only: str | None = None,
     fit: str = "auto",
     groups: str = "near",
@@ -120,7 +120,7 @@ def _default_out(source: Path) -> Path:
     return Path("runs") / ((place.name if place.is_dir() else place.stem) or "study")
 
 
-def seconds(text: str | float) -> float:
+def seconds(text: str | int | float) -> float:
     """`90`, `90s`, `5m`, `1.5h` in seconds. Raises SettingsError for anything else, zero and less included."""
     return _quantity(text, _SECONDS, "s", "--budget", "a duration such as 30s, 5m or 2h")
 
@@ -130,12 +130,14 @@ def size_bytes(text: str | int) -> int:
     return max(1, round(_quantity(text, _BYTES, "b", "--max-size", "a size such as 500kB or 5MB")))
 
 
-def milliseconds(text: str | float) -> float:
+def milliseconds(text: str | int | float) -> float:
     """`10ms`, `0.5s` in milliseconds; a plain number is in milliseconds. Raises SettingsError as `seconds` does."""
     return _quantity(text, _MILLISECONDS, "ms", "--max-latency", "a time such as 3ms or 0.1s")
 
 
-def _quantity(text: str | float, units: Mapping[str, float], plain: str, option: str, wanted: str) -> float:
+def _quantity(
+    text: str | int | float, units: Mapping[str, float], plain: str, option: str, wanted: str
+) -> float:
     """A positive number and its unit (`plain` if it has none), in the smallest of the units."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", str(text), re.ASCII)
     factor = units.get((match[2] or plain).lower()) if match else None

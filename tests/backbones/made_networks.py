@@ -20,11 +20,12 @@ SMALL = (("img_size", 64),)
 PLAIN = (("aux_logits", False), ("init_weights", False))
 TORCHVISION = ("alexnet", "squeezenet1_1", "googlenet", "inception_v3")
 
+torch.set_num_threads(1)  # threads that wait for each other on a busy machine cost more than they give at this size
+
 # The smallest input that the architecture allows, or nearly so.
 SIZES: dict[Network, int] = {
     "alexnet": 64,
     "convnext_atto": 64,
-    "densenet121": 64,
     "edgenext_xx_small": 64,
     "efficientnet_b0": 64,
     "fastvit_t8": 64,
@@ -39,7 +40,7 @@ SIZES: dict[Network, int] = {
     "resnet18": 64,
     "resnetv2_50x1_bit": 64,
     "squeezenet1_1": 64,
-    "swin_tiny_patch4_window7_224": 64,
+    "swin_tiny_patch4_window7_224": 96,
     "vgg11": 64,
     "vit_tiny_patch16_224": 64,
     "xcit_nano_12_p16_224": 64,
@@ -48,7 +49,7 @@ ARGUMENTS: dict[Network, Arguments] = {
     "googlenet": PLAIN,
     "inception_v3": PLAIN,
     "levit_128s": SMALL,
-    "swin_tiny_patch4_window7_224": SMALL,
+    "swin_tiny_patch4_window7_224": (("img_size", 96), ("embed_dim", 24)),
     "vit_tiny_patch16_224": SMALL,
 }
 
@@ -90,18 +91,24 @@ def made(entry: Entry) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build(entry).eval()
-    unsettle(network)
+    unsettle(network, torch.from_numpy(noise(4, entry.input.size)))
     return network
 
 
 @torch.no_grad()
-def unsettle(network: nn.Module) -> None:
-    """Statistics, gains and offsets as training leaves them: a fresh norm or a fresh layer scale does nearly nothing."""
+def unsettle(network: nn.Module, images: torch.Tensor) -> None:
+    """Statistics, gains and offsets as training leaves them.
+
+    A fresh norm does nearly nothing, a fresh layer scale wipes its block out, and without statistics of its own
+    inputs a deep network of random weights answers every image alike.
+    """
     draw = torch.Generator().manual_seed(1)
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train().momentum = None
+    network(images.permute(0, 3, 1, 2) / 127.5 - 1)
+    network.eval()
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0.0, 0.1, generator=draw)
-            module.running_var.uniform_(0.5, 1.5, generator=draw)
         if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)) and module.weight is not None:
             module.weight.uniform_(0.7, 1.3, generator=draw)
             module.bias.normal_(0.0, 0.1, generator=draw)

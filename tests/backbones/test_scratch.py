@@ -113,7 +113,12 @@ def test_row_i_does_not_depend_on_row_j() -> None:
 
 def test_keys_differ_with_every_field() -> None:
     made = ScratchDesign(16, 3, 96, 4)
-    others = [replace(made, width=20), replace(made, channels=1), replace(made, size=64), replace(made, classes=5)]
+    others = [
+        replace(made, width=20),
+        replace(made, channels=1),
+        replace(made, size=64),
+        replace(made, classes=5),
+    ]
     assert len({made.key, *(other.key for other in others)}) == 5
 
 

@@ -30,7 +30,7 @@ def test_views_are_images_of_the_same_shape(channels: int, n: int) -> None:
     made = views(batch(n, channels), ALL, generator=generator())
     assert made.shape == (n, channels, 24, 24)
     assert made.dtype == torch.float32
-    assert 0 <= float(made.min()) and float(made.max()) <= 1
+    assert float(made.min()) >= 0 and float(made.max()) <= 1
 
 
 def test_draws_come_from_the_generator_alone() -> None:
@@ -85,7 +85,11 @@ def surfaces(n: int = 80, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
 
 def test_surfaces_have_every_symmetry() -> None:
     pixels, targets = surfaces(600)
-    assert suited(pixels, targets, np.arange(len(targets))).symmetries == ("mirror", "upside_down", "transpose")
+    assert suited(pixels, targets, np.arange(len(targets))).symmetries == (
+        "mirror",
+        "upside_down",
+        "transpose",
+    )
 
 
 @pytest.mark.parametrize("arrow", ["left or right", "up or down", "across or along"])

@@ -10,18 +10,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings as hypothesis_settings, strategies as st
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from graft.backbones.scratch import ScratchDesign
 from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.views import Augmentation
+from graft.learning.inner import class_weights, kept_back
 from graft.learning.training import (
     Epoch,
     Trained,
     TrainingSettings,
-    class_weights,
-    kept_back,
     planned_epochs,
     predict,
     train,
@@ -44,7 +45,11 @@ def stripes(n: int = 96) -> tuple[np.ndarray, np.ndarray]:
 
 
 def run(
-    pixels: np.ndarray, targets: np.ndarray, rows: np.ndarray, settings: TrainingSettings = SHORT, **more: float
+    pixels: np.ndarray,
+    targets: np.ndarray,
+    rows: np.ndarray,
+    settings: TrainingSettings = SHORT,
+    **more: float,
 ) -> tuple[list[Epoch], Trained]:
     return finish(start(pixels, targets, rows, settings, **more))
 

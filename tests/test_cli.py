@@ -1,0 +1,143 @@
+"""The command line as a process: what it prints, what it returns, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_sets import stripes, weights_folder
+
+
+def graft(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "graft.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study made by the command itself."""
+    place = tmp_path_factory.mktemp("cli")
+    photos = stripes(place / "photos", each=12)
+    (photos / "left" / "broken.jpg").write_bytes(b"no image")
+    weights = weights_folder(place / "weights")
+    done = graft(
+        "study", photos, "--out", place / "run", "--weights", weights, "--only", "frozen", "--folds", "3"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the first answer" in done.stdout and "Choice:" in done.stdout
+    assert f"report: {place / 'run' / 'report.html'}" in done.stdout
+    assert "1 files left out" in done.stdout
+    return place / "run"
+
+
+def test_predict_in_its_three_forms(run: Path) -> None:
+    photos = run.parent / "photos"
+    plain = graft("predict", run / "model.graft", photos / "left" / "000.png", "--topk", "2")
+    assert plain.returncode == 0 and "left" in plain.stdout and "right" in plain.stdout
+    lines = graft("predict", run / "model.graft", photos / "right", "--json").stdout.splitlines()
+    assert len(lines) == 12 and all(json.loads(line)["label"] in ("left", "right") for line in lines)
+    table = list(
+        csv.DictReader(io.StringIO(graft("predict", run / "model.graft", photos / "right", "--csv").stdout))
+    )
+    assert len(table) == 12 and float(table[0]["left"]) + float(table[0]["right"]) == pytest.approx(
+        1, abs=1e-4
+    )
+
+
+def test_predict_names_what_it_cannot_read_and_answers_the_rest(run: Path) -> None:
+    photos = run.parent / "photos"
+    done = graft("predict", run / "model.graft", photos / "left")
+    assert done.returncode == 2 and len(done.stdout.splitlines()) == 12
+    assert "broken.jpg" in done.stderr and "1 of 13" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_report_can_be_written_again(run: Path, tmp_path: Path) -> None:
+    done = graft("report", run, "--out", tmp_path / "again.html")
+    assert done.returncode == 0 and (tmp_path / "again.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_check_lists_what_is_wrong(run: Path, tmp_path: Path) -> None:
+    done = graft("check", run.parent / "photos", "--json", "--out", tmp_path / "check.csv")
+    facts = json.loads(done.stdout)
+    assert facts["images"] == 24 and facts["excluded"] == 1 and facts["classes"] == {"left": 12, "right": 12}
+    assert "broken.jpg" in (tmp_path / "check.csv").read_text()
+    assert "broken.jpg" in graft("check", run.parent / "photos").stdout
+
+
+def test_models_and_doctor(run: Path) -> None:
+    weights = run.parent / "weights"
+    listed = json.loads(
+        graft("models", "--weights", weights, "--sort", "size", "--max-params", "5M", "--json").stdout
+    )
+    sizes = [row["parameters"] for row in listed]
+    assert sizes == sorted(sizes) and max(sizes) <= 5_000_000
+    assert next(row for row in listed if row["name"] == "test_resnet.made")["weights"] == "here"
+    assert all(row["weights"] in ("here", "hub", "unreachable") for row in listed)
+    facts = json.loads(graft("doctor", "--weights", weights, "--json").stdout)
+    assert "test_resnet.made" in facts["here"] and facts["cache"]["bytes"] > 0
+    assert "openvino" in graft("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("study", "nowhere"), "nowhere"),
+        (("study", ".", "--metric", "beauty"), "macro_f1"),
+        (("study", ".", "--budget", "soon"), "5m"),
+        (("study", ".", "--only", "some"), "frozen"),
+        (("study", ".", "--max-size", "big"), "5MB"),
+        (("study", ".", "--device", "abacus"), "cpu"),
+        (("study", ".", "--weights", "nowhere"), "weights.json"),
+        (("predict", "nowhere", "a.jpg"), "bundle"),
+        (("report", "nowhere"), "nowhere"),
+        (("models", "--sort", "taste"), "size"),
+        (("models", "--max-params", "few"), "5M"),
+        (("check", "nowhere"), "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "graft.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert said in done.stderr and done.stderr.startswith("graft: ") and "Traceback" not in done.stderr
+
+
+def test_an_unknown_backbone_is_answered_with_the_nearest(run: Path, tmp_path: Path) -> None:
+    done = graft("study", run.parent / "photos", "--out", tmp_path / "r", "--backbones", "resnet5O")
+    assert done.returncode == 2 and "resnet50" in done.stderr
+
+
+def test_a_named_backbone_out_of_reach_is_said(run: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "graft.cli",
+            "study",
+            str(run.parent / "photos"),
+            "--out",
+            str(tmp_path / "r"),
+            "--backbones",
+            "vgg16",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 2 and "--weights" in done.stderr

@@ -1,0 +1,151 @@
+"""One picture, one answer: the whole network in torch, the cached activations, the exported graph, the packed bundle and
+the `graft predict` process say the same of six images.
+
+Measured on the given weights: the graph within 1e-5 of torch, the float16 cache within 1e-3, probabilities within 1e-4.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from made_models import about
+from PIL import Image
+
+from graft.backbones.activations import Activations, extracting
+from graft.backbones.catalogue import Entry
+from graft.backbones.graph import LOGITS, tap_output
+from graft.backbones.hub import Reach
+from graft.backbones.trunks import TrunkFile, trunk_of
+from graft.backbones.weights import WeightsFolder, build, load_state
+from graft.compute import Compute
+from graft.deploy.assemble import assembled
+from graft.deploy.bundle import load
+from graft.deploy.pack import Check, pack
+from graft.images.dataset import Preprocess
+from graft.images.preprocess import load as load_pixels
+from graft.learning import ridge
+from graft.store import Store
+
+NOWHERE = Reach(False, False)
+GOLDEN_WEIGHTS = Path(__file__).parent / "golden" / "weights-v1"
+TARGETS = np.array([0, 0, 0, 1, 1, 1])
+LABELS = ("ants", "bees")
+
+
+def made_photos(folder: Path) -> list[Path]:
+    """Six photos of several sizes, kinds and orientations."""
+    generator = np.random.default_rng(3)
+    photos = []
+    for number in range(6):
+        small = generator.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+        size = (60 + 90 * number, 80 + 40 * number)
+        image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+        exif = Image.Exif()
+        exif[274] = number + 1
+        photos.append(folder / f"{number}.{'jpg' if number % 2 else 'png'}")
+        image.save(photos[-1], exif=exif)
+    return photos
+
+
+def test_a_tiny_network_with_random_weights(tmp_path: Path) -> None:
+    compare(WeightsFolder.open(GOLDEN_WEIGHTS), "mobilenetv1_002.random", made_photos(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv1_025.coral_in1k", "mobilenetv2_100.coral_in1k"])
+def test_given_weights_on_real_photos(
+    name: str, shared_weights: Path, shared_data: Path, tmp_path: Path
+) -> None:
+    photos = [
+        photo
+        for label in LABELS
+        for photo in sorted((shared_data / "hymenoptera" / "train" / label).glob("*.jpg"))[:3]
+    ]
+    if len(photos) < 6:
+        pytest.skip("the given hymenoptera photos are not beside the checkout")
+    compare(WeightsFolder.open(shared_weights), name, photos, tmp_path)
+
+
+def compare(folder: WeightsFolder, name: str, photos: list[Path], place: Path) -> None:
+    """Every way from a photo to an answer."""
+    entry = next(entry for entry in folder.entries if entry.name == name)
+    geometry = Preprocess(entry.input.size, crop_share=entry.input.crop)
+    pixels = np.stack([load_pixels(photo, geometry) for photo in photos])
+    trunk, activations = prefix(entry, folder, geometry, pixels, Store(place / "cache"))
+    features, logits = whole_network(entry, folder, pixels)
+    last = len(trunk.taps) - 1
+
+    assert trunk.graph is not None
+    session = onnxruntime.InferenceSession(str(trunk.graph), providers=["CPUExecutionProvider"])
+    exported = session.run([tap_output(last), LOGITS], {"image": pixels})
+    assert relative(exported[0], features) < 1e-4 and relative(exported[1], logits) < 1e-4
+    cached = activations.tap(last).astype(np.float32)
+    assert relative(cached, features) < 2e-3
+    assert activations.logits is not None and relative(activations.logits.astype(np.float32), logits) < 2e-3
+
+    head = ridge.fit(features, TARGETS, classes=2)
+    expected = head.probabilities(features)
+    assert np.ptp(expected[:, 0]) > 0.05, "the head tells nothing apart, so nothing would be compared"
+    np.testing.assert_allclose(head.probabilities(cached), expected, atol=2e-3)
+    model = assembled(
+        onnx.load(str(trunk.graph)), tap_output(last), weight=head.weight, bias=head.bias, unit_length=True
+    )
+    told = about() | {"per_class": []}
+    check = Check(pixels, expected)
+    pack(place / "m", model.SerializeToString(), labels=LABELS, preprocess=geometry, about=told, check=check)
+    bundled = load(place / "m").probabilities(photos)
+    np.testing.assert_allclose(bundled, expected, atol=1e-4)
+    assert (bundled.argmax(axis=1) == expected.argmax(axis=1)).all()
+    np.testing.assert_allclose(said_by_process(place / "m", photos), bundled, atol=1e-6)
+
+
+def prefix(
+    entry: Entry, folder: WeightsFolder, geometry: Preprocess, pixels: np.ndarray, store: Store
+) -> tuple[TrunkFile, Activations]:
+    """The trunk as the study opens it, in float32, and its cached activations."""
+    compute = Compute("cpu", False, 2)
+    trunk = trunk_of(
+        entry, geometry, folder=folder, reach=NOWHERE, store=store, samples=pixels, compute=compute
+    )
+    assert trunk.runner == "openvino-f32", trunk.notice
+    work = extracting(trunk, pixels, "six", store=store, compute=compute, folder=folder, reach=NOWHERE)
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return trunk, finished.value
+
+
+def whole_network(entry: Entry, folder: WeightsFolder, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What goes into the classifier and what comes out of it, by timm's own forward pass."""
+    network = build(entry).eval()
+    missing, unknown = network.load_state_dict(
+        load_state(entry, folder=folder, reach=NOWHERE).state, strict=False
+    )
+    assert not unknown and all(key.endswith("num_batches_tracked") for key in missing)
+    mean, std = (torch.tensor(part)[:, None, None] for part in (entry.input.mean, entry.input.std))
+    with torch.inference_mode():
+        images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
+        features = network.forward_head(network.forward_features(images), pre_logits=True)
+        return features.numpy(), network(images).numpy()
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference in units of the largest value."""
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def said_by_process(folder: Path, photos: list[Path]) -> np.ndarray:
+    """The probabilities that `graft predict --json` prints, in the order of the labels."""
+    arguments = [sys.executable, "-m", "graft.cli", "predict", str(folder), *map(str, photos), "--json"]
+    done = subprocess.run([*arguments, "--topk", "2"], capture_output=True, text=True, timeout=60, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["file"] for line in lines] == [str(photo) for photo in photos]
+    return np.array([[line["probabilities"][label] for label in LABELS] for line in lines])
