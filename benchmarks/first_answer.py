@@ -206,7 +206,10 @@ def scores(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     b = np.array([by_file[answer["file"]]["probabilities"] for answer in common], np.float32)
     groups = np.arange(len(common), dtype=np.int64)
     draws = draw_weights(targets, groups, draws=DRAWS, seed=0)
-    found: dict[str, Any] = {"photos": len(common), "photos_only_one_answered": len(by_file) - len(common)}
+    found: dict[str, Any] = {
+        "photos": len(common),
+        "photos_only_one_answered": len(by_file) + len(ours["answers"]) - 2 * len(common),
+    }
     for name, table in (("graft", a), ("fastai", b)):
         score = estimate("macro_f1", table, targets, groups, draws)
         found[name] = {"macro_f1": score.value, "interval": [score.low, score.high]}

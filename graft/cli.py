@@ -71,28 +71,50 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_study(commands: Any) -> None:
-    study = commands.add_parser("study", help="the main job: labelled photos in; a choice, a report and a bundle out")
-    study.add_argument("source", help="a folder <class>/..., a folder with train|val|test above it, a CSV or Parquet file")
+    study = commands.add_parser(
+        "study", help="the main job: labelled photos in; a choice, a report and a bundle out"
+    )
+    study.add_argument(
+        "source", help="a folder <class>/..., a folder with train|val|test above it, a CSV or Parquet file"
+    )
     study.set_defaults(run=_study)
     _study_options(study, out="runs/<name of the source>", budget="10m")
 
 
 def _study_options(study: Any, *, out: str, budget: str) -> None:
     study.add_argument("--out", metavar="DIR", help=f"the run folder (default: {out})")
-    study.add_argument("--budget", default=budget, help="time to spend, such as 90s, 5m, 2h (default: %(default)s)")
+    study.add_argument(
+        "--budget", default=budget, help="time to spend, such as 90s, 5m, 2h (default: %(default)s)"
+    )
     study.add_argument("--weights", metavar="DIR", help="a folder with weights.json (or GRAFT_WEIGHTS)")
-    study.add_argument("--backbones", default="auto", metavar="NAMES", help="auto, or names separated by commas")
+    study.add_argument(
+        "--backbones", default="auto", metavar="NAMES", help="auto, or names separated by commas"
+    )
     study.add_argument("--folds", type=int, default=5, help="folds of the cross-validation (default: 5)")
-    study.add_argument("--metric", default="macro_f1", help="what decides: macro_f1, accuracy, log_loss, ... (default: macro_f1)")
+    study.add_argument(
+        "--metric",
+        default="macro_f1",
+        help="what decides: macro_f1, accuracy, log_loss, ... (default: macro_f1)",
+    )
     study.add_argument("--max-size", metavar="SIZE", help="limit of the packed model, such as 5MB")
-    study.add_argument("--max-latency", metavar="TIME", help="limit for one image on one thread, such as 10ms")
+    study.add_argument(
+        "--max-latency", metavar="TIME", help="limit for one image on one thread, such as 10ms"
+    )
     study.add_argument("--only", metavar="WHAT", help="frozen or scratch")
-    study.add_argument("--fit", default="auto", help="how images become square: auto (measured), crop, squash, pad")
-    study.add_argument("--groups", default="near", help="what stays on one side of a split: near (duplicates) or series (all views of one subject)")
+    study.add_argument(
+        "--fit", default="auto", help="how images become square: auto (measured), crop, squash, pad"
+    )
+    study.add_argument(
+        "--groups",
+        default="near",
+        help="what stays on one side of a split: near (duplicates) or series (all views of one subject)",
+    )
     study.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     study.add_argument("--seed", type=int, default=0, help="of folds and training (default: 0)")
     study.add_argument("--overwrite", action="store_true", help="replace another study in --out")
-    study.add_argument("--json", action="store_true", help="print the result as JSON, progress on standard error")
+    study.add_argument(
+        "--json", action="store_true", help="print the result as JSON, progress on standard error"
+    )
 
 
 def _add_demo(commands: Any) -> None:
@@ -133,7 +155,9 @@ def _add_predict(commands: Any) -> None:
 def _add_report(commands: Any) -> None:
     report = commands.add_parser("report", help="render the report of a study again")
     report.add_argument("run_folder", help="a run folder")
-    report.add_argument("--out", metavar="FILE", help="where to write it (default: report.html in the run folder)")
+    report.add_argument(
+        "--out", metavar="FILE", help="where to write it (default: report.html in the run folder)"
+    )
     report.set_defaults(run=_report)
 
 
@@ -239,7 +263,11 @@ def _predict(options: argparse.Namespace) -> int:
             row = [answer.probabilities[label] for label in bundle.labels]
             table.writerow([str(file), answer.label, f"{answer.probability:.6f}", *(f"{p:.6f}" for p in row)])
         elif options.json:
-            print(json.dumps({"file": str(file), "label": answer.label, "probabilities": top}, ensure_ascii=False))
+            print(
+                json.dumps(
+                    {"file": str(file), "label": answer.label, "probabilities": top}, ensure_ascii=False
+                )
+            )
         else:
             print(f"{file}: " + ", ".join(f"{label} {100 * share:.1f} %" for label, share in top.items()))
     if failed:
@@ -256,7 +284,9 @@ def _image_files(paths: Sequence[Path]) -> list[Path]:
         if path.is_dir():
             found = [file for file in walk(path).all_files() if file.suffix.lower() in IMAGE_SUFFIXES]
             if not found:
-                raise GraftError(f"{path} holds no image files; name a folder with images, or the files themselves.")
+                raise GraftError(
+                    f"{path} holds no image files; name a folder with images, or the files themselves."
+                )
             files += sorted(found)
         elif path.exists():
             files.append(path)

@@ -133,7 +133,11 @@ def show_result(result: StudyResult) -> None:
             best.setdefault(row["backbone"] + row["strategy"], row)
             if row["id"] == choice["id"]:
                 best["choice"] = row
-    table = Table(title=f"{metric.label}, out of fold; tied: cannot be told apart from the best", title_justify="left", title_style="dim")
+    table = Table(
+        title=f"{metric.label}, out of fold; tied: cannot be told apart from the best",
+        title_justify="left",
+        title_style="dim",
+    )
     table.add_column("candidate", overflow="fold")
     table.add_column("strategy")
     for name in (metric.label, "95 % interval", "size", "latency", "tied"):
@@ -152,7 +156,10 @@ def show_result(result: StudyResult) -> None:
         )
     console.print(table)
     low, high = headline["interval"]
-    kinds = {"test": "on the locked test, opened once", "bbc-cv": "cross-validated, corrected for having picked a winner"}
+    kinds = {
+        "test": "on the locked test, opened once",
+        "bbc-cv": "cross-validated, corrected for having picked a winner",
+    }
     console.print(f"[bold]Choice: {escape(choice['id'])}[/bold]", soft_wrap=True)
     console.print(
         f"  {metric.label} {metric.text(headline[metric.name])} (95 % interval {metric.text(low)} to {metric.text(high)}), "
@@ -199,12 +206,16 @@ def show_dataset(dataset: Dataset) -> None:
         table.add_row(escape(name), str(number))
     console.print(table)
     splits = ", ".join(f"{name} {number}" for name, number in facts["splits"].items() if number)
-    console.print(f"{facts['images']} images, {facts['groups']} groups of near-duplicates or single images ({splits})")
+    console.print(
+        f"{facts['images']} images, {facts['groups']} groups of near-duplicates or single images ({splits})"
+    )
     console.print("grey: yes" if facts["grey"] else "grey: no")
     console.print(f"{facts['excluded']} files left out")
     for issue in facts["issues"][:20]:
         mark = "left out" if issue["excluded"] else "kept"
-        console.print(f"  {issue['issue']} ({mark}): {escape(issue['file'])}: {escape(issue['detail'])}", soft_wrap=True)
+        console.print(
+            f"  {issue['issue']} ({mark}): {escape(issue['file'])}: {escape(issue['detail'])}", soft_wrap=True
+        )
     if len(facts["issues"]) > 20:
         console.print(f"  and {len(facts['issues']) - 20} more (--out check.csv writes all)")
 
@@ -275,7 +286,9 @@ def show_models(rows: Sequence[Mapping[str, Any]]) -> None:
     console = _console()
     console.print(table)
     if console.is_terminal:
-        console.print("[dim]here: can be used now; hub: is downloaded when used; unreachable: cannot be had now[/dim]")
+        console.print(
+            "[dim]here: can be used now; hub: is downloaded when used; unreachable: cannot be had now[/dim]"
+        )
 
 
 def doctor_facts(weights: str | None) -> dict[str, Any]:
@@ -313,9 +326,14 @@ def show_doctor(facts: Mapping[str, Any]) -> None:
     bf16 = "with bfloat16" if facts["cpu_bf16"] else "without bfloat16"
     console.print(f"device        {facts['device']}, {facts['threads']} threads, processor {bf16}")
     console.print(f"hub           {facts['hub']}")
-    console.print(f"weights       {escape(facts['weights_folder'] or 'no folder given (--weights, GRAFT_WEIGHTS)')}", soft_wrap=True)
+    console.print(
+        f"weights       {escape(facts['weights_folder'] or 'no folder given (--weights, GRAFT_WEIGHTS)')}",
+        soft_wrap=True,
+    )
     here = ", ".join(facts["here"]) or "none"
-    console.print(f"here now      {escape(here)}; {facts['unreachable']} of the catalogue cannot be had", soft_wrap=True)
+    console.print(
+        f"here now      {escape(here)}; {facts['unreachable']} of the catalogue cannot be had", soft_wrap=True
+    )
     cache = facts["cache"]
     console.print(
         f"cache         {escape(cache['folder'])}: {_bytes(cache['bytes'])} of at most {_bytes(cache['limit_bytes'])}",

@@ -24,7 +24,12 @@ def picture(random: np.random.Generator, kind: int, *, size: int = 48, grey: boo
 
 
 def stripes(
-    folder: Path, *, classes: tuple[str, ...] = ("left", "right"), each: int = 24, grey: bool = False, seed: int = 0
+    folder: Path,
+    *,
+    classes: tuple[str, ...] = ("left", "right"),
+    each: int = 24,
+    grey: bool = False,
+    seed: int = 0,
 ) -> Path:
     """A folder with `each` PNG pictures per class."""
     for kind, name in enumerate(classes):

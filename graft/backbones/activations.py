@@ -25,7 +25,9 @@ from graft.store import Entry as Stored
 from graft.store import Store, content_key, write_facts
 
 BATCH = 16
-FLOAT16_ERROR = 1e-3  # float16 rounds by at most half of this, unless numbers are too large or too small for it
+FLOAT16_ERROR = (
+    1e-3  # float16 rounds by at most half of this, unless numbers are too large or too small for it
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,9 @@ def export(opened: Opened, *, size: int) -> bytes:
     example = torch.zeros((2, size, size, opened.trunk.channels), dtype=torch.uint8)
     buffer: Any = io.BytesIO()  # typed as a path only, but a buffer is accepted
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns about every shape that becomes a constant; sizes are fixed here
+        warnings.simplefilter(
+            "ignore"
+        )  # tracing warns about every shape that becomes a constant; sizes are fixed here
         torch.onnx.export(
             opened.trunk,
             (example,),

@@ -30,9 +30,14 @@ def cut(model: ModelProto, output: str) -> ModelProto:
 
 
 def parameters(model: ModelProto) -> int:
-    """The number of weights in the graph: the elements of its floating-point initialisers with more than one element."""
+    """The number of weights in the graph: the elements of its floating-point initialisers with more than one element.
+
+    Batch norms are folded into the convolutions before them by then, which leaves one offset per channel of theirs;
+    mean and std of the input count, and Swin's position biases count once per pair of positions.
+    """
     return sum(
         math.prod(tensor.dims)
         for tensor in model.graph.initializer
-        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16) and math.prod(tensor.dims) > 1
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+        and math.prod(tensor.dims) > 1
     )

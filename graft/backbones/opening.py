@@ -64,7 +64,9 @@ def tapped(network: nn.Module, entry: Entry, *, channels: int, size: int) -> Ope
             "choose another backbone (graft models)."
         ) from error
     if not features:
-        raise BackboneError(f"{entry.name} shows no place to read features from; choose another (graft models).")
+        raise BackboneError(
+            f"{entry.name} shows no place to read features from; choose another (graft models)."
+        )
     trunk.kept = tuple(features)
     taps = tuple(Tap(name, index, width) for index, (name, width) in enumerate(features.items()))
     return Opened(trunk, taps, trunk.classifier)
@@ -84,7 +86,9 @@ def open_scratch(network: ScratchNet, design: ScratchDesign) -> Opened:
     ).eval()
     features = trunk.tap_names(design.size)
     trunk.kept = tuple(features)
-    return Opened(trunk, tuple(Tap(name, index, width) for index, (name, width) in enumerate(features.items())), False)
+    return Opened(
+        trunk, tuple(Tap(name, index, width) for index, (name, width) in enumerate(features.items())), False
+    )
 
 
 def _fold_grey(network: nn.Module, entry: Entry) -> bool:

@@ -35,7 +35,9 @@ TORCHVISION_CLASSIFIERS = {
     "squeezenet1_0": "classifier.1",
     "squeezenet1_1": "classifier.1",
 }
-HIDDEN_LAYERS = ("pre_logits.act1",)  # VGG's first fully connected layer; the second one goes into the classifier
+HIDDEN_LAYERS = (
+    "pre_logits.act1",
+)  # VGG's first fully connected layer; the second one goes into the classifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Trunk(nn.Module):
         self.kept: tuple[str, ...] = ()
         self._pooled: dict[str, Tensor] = {}
         self.channels = channels
-        self.repeat_grey = channels == 1
+        self.repeat_grey = channels == 1 and len(mean) > 1
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         for name in modules:
@@ -111,7 +113,9 @@ class Trunk(nn.Module):
     @torch.no_grad()
     def tap_names(self, size: int) -> dict[str, int]:
         """Each tap that says something new, in the order of the forward pass, with its number of features."""
-        probe = torch.randint(0, 256, (2, size, size, self.channels), generator=_generator(), dtype=torch.uint8)
+        probe = torch.randint(
+            0, 256, (2, size, size, self.channels), generator=_generator(), dtype=torch.uint8
+        )
         self._pooled = {}
         self.network(self.normalise(probe))
         pooled, self._pooled = self._pooled, {}
@@ -162,7 +166,9 @@ def _classifier_of(network: nn.Module) -> str | None:
     return next((name for name, module in network.named_modules() if module is classifier), None)
 
 
-def grey_first_convolution(network: nn.Module, name: str, *, mean: Sequence[float], std: Sequence[float]) -> None:
+def grey_first_convolution(
+    network: nn.Module, name: str, *, mean: Sequence[float], std: Sequence[float]
+) -> None:
     """Replace the first convolution by one that reads grey alone and computes what it did on grey repeated three times.
 
     With one mean and one std for all channels the kernels are summed. Otherwise channel c sees `(g - mean_c) / std_c`

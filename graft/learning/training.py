@@ -38,7 +38,7 @@ from graft.learning.inner import Balance, class_weights, kept_back
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """How to train. `epochs` is the upper limit, `multiply_adds` (forward, in all epochs) the other one.
+    """How to train. `epochs` is the upper limit; `multiply_adds` (forward, in all epochs) and `steps` are two more.
 
     `patience`: epochs without a better log loss on the kept-back part before it stops. `balance`: `root` weights a
     class with the inverse square root of its frequency. `averaging`: decay of the averaged weights per step.
@@ -48,7 +48,8 @@ class TrainingSettings:
 
     epochs: int = 300
     multiply_adds: float = 1.2e12
-    patience: int = 30
+    steps: int = 2_000
+    patience: int = 40
     batch_size: int = 16
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
@@ -117,9 +118,10 @@ class _Run:
 
 
 def planned_epochs(design: ScratchDesign, images: int, settings: TrainingSettings) -> int:
-    """How many epochs the multiply-adds allow for so many images: at least 12, at most `settings.epochs`."""
+    """How many epochs the multiply-adds and the steps allow for so many images: 12 to `settings.epochs`."""
     affordable = int(settings.multiply_adds / (design.multiply_adds * max(images, 1)))
-    return min(settings.epochs, max(12, affordable))
+    wanted = max(settings.steps // math.ceil(max(images, 1) / settings.batch_size), 1)
+    return min(settings.epochs, max(12, min(affordable, wanted)))
 
 
 def train(
@@ -319,12 +321,16 @@ def _check(
 
 
 def _temperature(network: ScratchNet, data: _Data, check: Int64[np.ndarray, " b"], compute: Compute) -> float:
-    """What the logits are divided by, 0.25 to 4, for the lowest log loss on the kept-back rows (Guo et al. 2017)."""
+    """What the logits are divided by for the lowest log loss on the kept-back rows (Guo et al. 2017), 0.25 to 4.
+
+    Few rows know little about it, so that its logarithm is drawn towards 0 as by a normal prior of deviation 0.3.
+    """
     logits = _logits(network, data.pixels, check, compute).double()
     labels = torch.from_numpy(data.targets[check])
 
     def loss(logarithm: float) -> float:
-        return float(nn.functional.cross_entropy(logits / math.exp(logarithm), labels))
+        fit = nn.functional.cross_entropy(logits / math.exp(logarithm), labels, reduction="sum")
+        return float(fit) + 0.5 * (logarithm / 0.3) ** 2
 
     found = minimize_scalar(loss, bounds=(-math.log(4), math.log(4)), method="bounded")
     return math.exp(float(found.x))

@@ -30,6 +30,7 @@ from graft.studies.frame import Trial
 DRAWS = 2_000
 FEWER_DRAWS = 1_000
 MANY_IMAGES = 5_000
+WORTH_NAMING = 0.1  # a runner-up may be so much worse than the best, in points of the metric; not more
 NEARLY = 1.001  # as near to the limits as the nearest, give or take the size of a name in the graph
 
 
@@ -112,12 +113,13 @@ def choose(
     ties = [i for i in eligible if differences[i].touches_zero]
     sign = METRICS[metric].sign
     chosen = min(ties, key=lambda i: (_cost(trials[i]), -sign * estimates[i].value, i))
+    near = [i for i in eligible if sign * estimates[i].value >= sign * estimates[best].value - WORTH_NAMING]
     within = tuple(limits.excess(trial) <= 1 for trial in trials)
     return Choice(
         chosen=chosen,
         best=best,
-        smallest=min(eligible, key=lambda i: (_cost(trials[i]), i)),
-        fastest=min(eligible, key=lambda i: (trials[i].latency_ms, i)),
+        smallest=min(near, key=lambda i: (_cost(trials[i]), i)),
+        fastest=min(near, key=lambda i: (trials[i].latency_ms, i)),
         scores=tuple(estimates[i].value if i in estimates else None for i in everyone),
         intervals=tuple(estimates.get(i) for i in everyone),
         differences=tuple(differences.get(i) for i in everyone),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +11,19 @@ import numpy as np
 import onnx
 from jaxtyping import Float32, Int64
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 from graft.backbones.activations import extracting
 from graft.backbones.graph import tap_output
-from graft.backbones.trunks import TrunkFile, reopened
+from graft.backbones.trunks import TrunkFile, torch_rows
 from graft.deploy.assemble import assembled
 from graft.deploy.pack import Check, pack
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
 from graft.learning import ridge
-from graft.store import content_key
 from graft.studies.frame import Event, Frame, Trial
-from graft.studies.probe import criterion
+from graft.studies.probe import check_rows, criterion
 
-CHECK_IMAGES = 32
 TEST = -1  # the "fold" under which the journal keeps the predictions of the locked test
 
 
@@ -41,7 +39,9 @@ class Fitted:
 
 def fitting_frozen(frame: Frame, trial: Trial, trunk: TrunkFile) -> Generator[Event, None, Fitted]:
     """The ridge head on all development rows, in front of the trunk cut at the tap."""
-    yield Event("progress", f"{trial.recipe.name}: fitting on all images", remaining_seconds=frame.remaining_seconds())
+    yield Event(
+        "progress", f"{trial.recipe.name}: fitting on all images", remaining_seconds=frame.remaining_seconds()
+    )
     pixels = open_pixels(frame.dataset, trunk.geometry, store=frame.store)
     work = extracting(
         trunk,
@@ -59,9 +59,13 @@ def fitting_frozen(frame: Frame, trial: Trial, trunk: TrunkFile) -> Generator[Ev
             activations = finished.value
             break
     features = activations.tap(trial.tap_index).astype(np.float32)
-    head = ridge.fit(
-        features[frame.rows], frame.targets, classes=frame.classes, criterion=criterion(frame.settings.metric)
-    )
+    with threadpool_limits(1):
+        head = ridge.fit(
+            features[frame.rows],
+            frame.targets,
+            classes=frame.classes,
+            criterion=criterion(frame.settings.metric),
+        )
     assert trunk.graph is not None
     model = assembled(
         onnx.load(str(trunk.graph)),
@@ -72,7 +76,10 @@ def fitting_frozen(frame: Frame, trial: Trial, trunk: TrunkFile) -> Generator[Ev
     )
 
     def torch_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
-        return head.probabilities(_torch_features(frame, trunk, trial.tap_index, images))
+        rows = torch_rows(
+            trunk, trial.tap_index, images, store=frame.store, folder=frame.folder, reach=frame.reach
+        )
+        return head.probabilities(rows)
 
     return Fitted(
         model.SerializeToString(),
@@ -80,20 +87,6 @@ def fitting_frozen(frame: Frame, trial: Trial, trunk: TrunkFile) -> Generator[Ev
         torch_probabilities,
         lambda rows: head.probabilities(features[rows]),
     )
-
-
-def _torch_features(frame: Frame, trunk: TrunkFile, tap: int, images: np.ndarray) -> Float32[np.ndarray, "m d"]:
-    """Plain torch, float32, on the CPU; kept by content, because importing torch takes longer than all else here."""
-    digest = content_key("torch.v1", trunk.key, tap, hashlib.sha256(images.tobytes()).hexdigest())
-    stored = frame.store.get(digest)
-    if stored is None:
-        import torch
-
-        opened = reopened(trunk, folder=frame.folder, reach=frame.reach)
-        with torch.inference_mode():
-            rows = opened.trunk(torch.from_numpy(images))[tap].numpy()
-        stored = frame.store.put(digest, rows=rows)
-    return np.array(stored.array("rows"))
 
 
 def fitting_scratch(frame: Frame, trial: Trial, design: Any, settings: Any) -> Generator[Event, None, Fitted]:
@@ -134,8 +127,7 @@ def test_probabilities(frame: Frame, trial: Trial, fitted: Fitted) -> Float32[np
 
 def packing(frame: Frame, folder: Path, fitted: Fitted, about: dict[str, Any]) -> dict[str, Any]:
     """Write `model.graft/`, verified on real images of the development part."""
-    rows = frame.rows[np.linspace(0, len(frame.rows) - 1, min(CHECK_IMAGES, len(frame.rows))).astype(np.int64)]
-    pixels = np.array(open_pixels(frame.dataset, fitted.geometry, store=frame.store)[rows])
+    pixels = np.array(open_pixels(frame.dataset, fitted.geometry, store=frame.store)[check_rows(frame)])
     return pack(
         folder,
         fitted.model,

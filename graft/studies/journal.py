@@ -32,10 +32,11 @@ class Journal:
     """The journal of the run folder `run`, opened for writing until `close`.
 
     `records` are all there are, in order. Raises RunError if another process has it open, if a line before the last
-    one is damaged, or if the folder cannot be written.
+    one is damaged, or if the folder cannot be written. `started`: when this session began to work, on the clock of
+    `time.monotonic` (default: now).
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, *, started: float | None = None) -> None:
         self.run = run
         self._lock = _locked(run)
         try:
@@ -47,7 +48,7 @@ class Journal:
             raise
         self._folds = {_fold_key(record): record for record in self.records if record["kind"] == "fold"}
         self._before = max((float(record["at"]) for record in self.records), default=0.0)
-        self._opened = time.monotonic()
+        self._opened = time.monotonic() if started is None else started
 
     def elapsed_seconds(self) -> float:
         """How long this study has worked, earlier sessions of it included."""

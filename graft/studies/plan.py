@@ -67,7 +67,9 @@ def _automatic(settings: Settings, folder: WeightsFolder | None, reach: Reach) -
         )
     left = [entry.name for entry in within if entry.name not in {one.name for one, _ in chosen}]
     if left:
-        notices.append(f"auto chose {len(chosen)} of {len(within)} backbones; not tried: {', '.join(left[:12])}.")
+        notices.append(
+            f"auto chose {len(chosen)} of {len(within)} backbones; not tried: {', '.join(left[:12])}."
+        )
     if not chosen:
         notices.append(
             "No pre-trained weights can be had, so there is nothing to transfer from: features of an untrained network "
@@ -83,7 +85,9 @@ def _cost(choice: tuple[Entry, str]) -> tuple[float, int, str]:
 
 def geometry_of(entry: Entry, dataset: Dataset, fit: Literal["crop", "squash", "pad"]) -> Preprocess:
     """How images come to this backbone: at its own size, one channel if the images are grey."""
-    interpolation: Literal["bicubic", "bilinear"] = "bilinear" if entry.input.interpolation == "bilinear" else "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = (
+        "bilinear" if entry.input.interpolation == "bilinear" else "bicubic"
+    )
     return Preprocess(
         size=entry.input.size,
         fit=fit,

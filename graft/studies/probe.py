@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from graft.backbones.activations import Activations, extracting
 from graft.backbones.catalogue import Entry
 from graft.backbones.graph import parameters, tap_output
-from graft.backbones.trunks import TapRow, TrunkFile, trunk_of
+from graft.backbones.trunks import CHECK_IMAGES, TapRow, TrunkFile, trunk_of
 from graft.compute import cpu_name
 from graft.deploy.assemble import assembled
 from graft.images.dataset import Preprocess
@@ -37,10 +37,12 @@ LATENCY_THREADS = 1
 NEIGHBOUR_ROWS = 6_000  # beyond, the quadratic cost of the second opinion would exceed that of the first
 
 
-def probing(frame: Frame, entry: Entry, geometry: Preprocess, *, suffix: str = "") -> Generator[Event, None, list[Trial]]:
+def probing(
+    frame: Frame, entry: Entry, geometry: Preprocess, *, suffix: str = ""
+) -> Generator[Event, None, list[Trial]]:
     """Measure all taps of one backbone. The images must have been decoded for `geometry`."""
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
-    samples = np.array(pixels[_spread(frame.rows, 8)])
+    samples = np.array(pixels[check_rows(frame)])
     yield Event("progress", f"{entry.name}: opening", remaining_seconds=frame.remaining_seconds())
     trunk = trunk_of(
         entry,
@@ -99,9 +101,7 @@ def criterion(metric: str) -> ridge.Criterion:
     return score
 
 
-def _activations(
-    frame: Frame, trunk: TrunkFile, pixels: np.ndarray
-) -> Generator[Event, None, Activations]:
+def _activations(frame: Frame, trunk: TrunkFile, pixels: np.ndarray) -> Generator[Event, None, Activations]:
     work = extracting(
         trunk,
         pixels,
@@ -232,22 +232,31 @@ def _second_opinion(
     if len(frame.rows) > NEIGHBOUR_ROWS:
         return None
     key = content_key(
-        "knn.v1", recipe.key, activations.stored.folder.name, frame.dataset.fingerprint, frame.settings.folds, frame.settings.seed
+        "knn.v1",
+        recipe.key,
+        activations.stored.folder.name,
+        frame.dataset.fingerprint,
+        frame.settings.folds,
+        frame.settings.seed,
     )
     stored = frame.store.get(key)
     if stored is None:
         features = activations.tap(tap.index).astype(np.float32)
         answers = np.zeros((len(frame.dataset), frame.classes), np.float32)
-        for fold in range(frame.folds.count):
-            learned, asked = frame.learned_from(fold), frame.held_out(fold)
-            answers[asked] = neighbour_probabilities(
-                features[learned], frame.dataset.targets[learned], features[asked], classes=frame.classes
-            )
-        facts = {name: criterion(name)(answers[frame.rows], frame.targets) for name in ("accuracy", "macro_f1")}
+        with threadpool_limits(1):
+            for fold in range(frame.folds.count):
+                learned, asked = frame.learned_from(fold), frame.held_out(fold)
+                answers[asked] = neighbour_probabilities(
+                    features[learned], frame.dataset.targets[learned], features[asked], classes=frame.classes
+                )
+        facts = {
+            name: criterion(name)(answers[frame.rows], frame.targets) for name in ("accuracy", "macro_f1")
+        }
         stored = frame.store.put(key, facts)
     return {name: float(value) for name, value in stored.facts.items()}
 
 
-def _spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the rows, evenly spread."""
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+def check_rows(frame: Frame) -> np.ndarray:
+    """The development images on which runtimes are compared, evenly spread."""
+    last = len(frame.rows) - 1
+    return frame.rows[np.linspace(0, last, min(CHECK_IMAGES, last + 1)).astype(np.int64)]

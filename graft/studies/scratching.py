@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 NAME = "small_cnn/scratch"
 
 
-def scratch_recipe(frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings) -> Recipe:
+def scratch_recipe(
+    frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings
+) -> Recipe:
     """The recipe of the network from random weights: nothing is frozen."""
     return Recipe(
         name=NAME,
@@ -56,7 +58,9 @@ def scratching(
         known = frame.journal.fold(recipe.key, fold)
         if known is None:
             if frame.remaining_seconds() <= 0 and fold:
-                yield Event("notice", f"The budget ended after {fold} of {frame.folds.count} folds from scratch.")
+                yield Event(
+                    "notice", f"The budget ended after {fold} of {frame.folds.count} folds from scratch."
+                )
                 break
             known = yield from _fold(frame, recipe, design, settings, fold)
         probabilities[frame.held_out(fold)] = known[1]
@@ -87,7 +91,13 @@ def _fold(
     # One share more than folds is left for fitting on all images and packing.
     share = frame.remaining_seconds() / (frame.folds.count - fold + 1)
     trained, curve = yield from _training(
-        frame, recipe, design, settings, rows=frame.learned_from(fold), seed=fold, deadline_seconds=max(1.0, share),
+        frame,
+        recipe,
+        design,
+        settings,
+        rows=frame.learned_from(fold),
+        seed=fold,
+        deadline_seconds=max(1.0, share),
         text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
     )
     pixels = open_pixels(frame.dataset, recipe.geometry, store=frame.store)
@@ -130,10 +140,16 @@ def _training(
             epoch = next(work)
         except StopIteration as finished:
             trained: Trained = finished.value
-            facts = {"best_epoch": trained.best_epoch, "stopped": trained.stopped, "temperature": trained.temperature}
+            facts = {
+                "best_epoch": trained.best_epoch,
+                "stopped": trained.stopped,
+                "temperature": trained.temperature,
+            }
             return trained, {"epochs": epochs, **facts}
         epochs.append({name: _number(value) for name, value in asdict(epoch).items()})
-        yield Event("progress", text, epoch.number, epoch.planned, remaining_seconds=frame.remaining_seconds())
+        yield Event(
+            "progress", text, epoch.number, epoch.planned, remaining_seconds=frame.remaining_seconds()
+        )
 
 
 def refitting(
@@ -142,9 +158,18 @@ def refitting(
     """Train on every development image for as many epochs as were best on the folds (their median)."""
     best = [int(curve["best_epoch"]) for curve in trial.curves]
     temperature = float(np.median([curve["temperature"] for curve in trial.curves]))
-    fixed = replace(settings, epochs=max(1, int(np.median(best))), validation_share=0.0, temperature=temperature)
+    fixed = replace(
+        settings, epochs=max(1, int(np.median(best))), validation_share=0.0, temperature=temperature
+    )
     trained, _ = yield from _training(
-        frame, trial.recipe, design, fixed, rows=frame.rows, seed=999, deadline_seconds=None, text="from scratch, on all images"
+        frame,
+        trial.recipe,
+        design,
+        fixed,
+        rows=frame.rows,
+        seed=999,
+        deadline_seconds=None,
+        text="from scratch, on all images",
     )
     return trained
 

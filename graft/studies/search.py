@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -38,14 +39,24 @@ from graft.studies.finish import Fitted, fitting_frozen, fitting_scratch, packin
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.journal import FILE, TRIALS, Journal
 from graft.studies.plan import Plan, geometry_of, pilot, plan
-from graft.studies.probe import criterion, measuring_taps, probing
+from graft.studies.probe import check_rows, criterion, measuring_taps, probing
 from graft.studies.scratching import scratching
 from graft.studies.settings import Settings
 from graft.studies.standing import standing
 from graft.studies.subjects import about_series, kept_together, new_subjects
 
 SCRATCH_SHARE = 0.4  # of the budget is kept for training from scratch, unless --only frozen
-OURS = ("run.json", "check.csv", FILE, "study.json", "predictions.parquet", "report.html", "model.graft", TRIALS, ".lock")
+OURS = (
+    "run.json",
+    "check.csv",
+    FILE,
+    "study.json",
+    "predictions.parquet",
+    "report.html",
+    "model.graft",
+    TRIALS,
+    ".lock",
+)
 
 
 @dataclass(slots=True)
@@ -63,6 +74,7 @@ Working = Generator[Event, None, None]
 
 def studying(settings: Settings, *, command: str = "") -> Generator[Event, None, results.StudyResult]:
     """Run or continue the study in `settings.out`. Raises GraftError with a sentence for whatever is wrong."""
+    started = time.monotonic()
     compute = choose_compute(settings.device)
     _refuse_foreign(settings.out, overwrite=settings.overwrite)
     folder = folder_from(settings.weights)
@@ -74,7 +86,7 @@ def studying(settings: Settings, *, command: str = "") -> Generator[Event, None,
     reach = Reach(False, False) if settings.only == "scratch" else reach_hub()
     planned = plan(settings, folder=folder, reach=reach)
     _claim(settings, dataset, folder)
-    with closing(Journal(settings.out)) as journal:
+    with closing(Journal(settings.out, started=started)) as journal:
         _sweep(settings.out)
         frame = Frame(settings, dataset, folds, store, compute, folder, reach, journal)
         _write_run(frame, command)
@@ -130,7 +142,9 @@ def _probe_rung(frame: Frame, planned: Plan, done: _Progress) -> Working:
     reserve = 0.0 if frame.settings.only == "frozen" else SCRATCH_SHARE * frame.settings.budget_seconds
     for entry, _ in planned.backbones:
         geometry = geometry_of(entry, frame.dataset, fit)
-        if any(trial.recipe.backbone == entry.name and trial.recipe.geometry == geometry for trial in done.trials):
+        if any(
+            trial.recipe.backbone == entry.name and trial.recipe.geometry == geometry for trial in done.trials
+        ):
             continue
         if done.trials and frame.remaining_seconds() < reserve and not _known(frame, entry):
             yield from _tell(done, f"{entry.name} was not probed: the budget is kept for what follows.")
@@ -146,7 +160,9 @@ def _known(frame: Frame, entry: Entry) -> bool:
     return any(str(record.get("name", "")).startswith(f"{entry.name}/") for record in frame.journal.records)
 
 
-def _probed(frame: Frame, entry: Entry, geometry: Preprocess, done: _Progress, *, suffix: str = "") -> Working:
+def _probed(
+    frame: Frame, entry: Entry, geometry: Preprocess, done: _Progress, *, suffix: str = ""
+) -> Working:
     try:
         trials = yield from probing(frame, entry, geometry, suffix=suffix)
     except BackboneError as error:
@@ -170,7 +186,9 @@ def _first_answer(frame: Frame) -> None:
         frame.journal.append("first_answer", {})
 
 
-def _pilot(frame: Frame, planned: Plan, done: _Progress) -> Generator[Event, None, Literal["crop", "squash", "pad"]]:
+def _pilot(
+    frame: Frame, planned: Plan, done: _Progress
+) -> Generator[Event, None, Literal["crop", "squash", "pad"]]:
     """Crop or squash? One backbone tries both; its lower out-of-fold log loss decides for all. Both stay candidates."""
     if frame.settings.fit != "auto":
         return frame.settings.fit
@@ -183,7 +201,9 @@ def _pilot(frame: Frame, planned: Plan, done: _Progress) -> Generator[Event, Non
     for fit in fits:
         before = len(done.trials)
         yield from _probed(frame, entry, geometries[fit], done, suffix=f"@{fit}")
-        losses[fit] = min((-loss(t.probabilities, frame.targets) for t in done.trials[before:]), default=np.inf)
+        losses[fit] = min(
+            (-loss(t.probabilities, frame.targets) for t in done.trials[before:]), default=np.inf
+        )
     better: Literal["crop", "squash"] = "squash" if losses["squash"] < losses["crop"] else "crop"
     done.trials = [
         replace(trial, recipe=replace(trial.recipe, name=trial.recipe.name.removesuffix(f"@{better}")))
@@ -211,7 +231,7 @@ def _untrained(frame: Frame, done: _Progress) -> Working:
         geometry,
         seed=frame.settings.seed,
         store=frame.store,
-        samples=np.array(pixels[frame.rows[:8]]),
+        samples=np.array(pixels[check_rows(frame)]),
         compute=frame.compute,
     )
     done.trials += yield from measuring_taps(frame, trunk, pixels, suffix="@untrained")
@@ -283,7 +303,9 @@ def _finish(frame: Frame, done: _Progress, command: str) -> Generator[Event, Non
         facts["choice"]["reason"] += " " + subjects["sentence"]
         yield Event("notice", subjects["sentence"])
     if fitted is not None:
-        yield Event("progress", "packing and checking against torch", remaining_seconds=frame.remaining_seconds())
+        yield Event(
+            "progress", "packing and checking against torch", remaining_seconds=frame.remaining_seconds()
+        )
         packing(frame, frame.settings.out / results.BUNDLE, fitted, _about_bundle(facts, chosen))
         frame.journal.append("packed", {"recipe": chosen.recipe.key, "command": command})
     results.write_predictions(frame.settings.out, frame, done.trials, chosen=chosen, tested=tested)
@@ -331,13 +353,18 @@ def _trunk(frame: Frame, trial: Trial) -> TrunkFile:
     from graft.backbones.catalogue import find
 
     geometry = trial.recipe.geometry
-    samples = np.array(open_pixels(frame.dataset, geometry, store=frame.store)[frame.rows[:8]])
+    samples = np.array(open_pixels(frame.dataset, geometry, store=frame.store)[check_rows(frame)])
     if trial.recipe.strategy == "random":
         from graft.backbones.scratch import design
 
         made, _ = design(frame.dataset, development=len(frame.rows))
         return untrained_trunk(
-            made, geometry, seed=frame.settings.seed, store=frame.store, samples=samples, compute=frame.compute
+            made,
+            geometry,
+            seed=frame.settings.seed,
+            store=frame.store,
+            samples=samples,
+            compute=frame.compute,
         )
     return trunk_of(
         find(trial.recipe.backbone, frame.folder),
@@ -375,9 +402,17 @@ def _best_frozen(frame: Frame, trials: Sequence[Trial]) -> Trial | None:
     return max(frozen, key=lambda trial: score(trial.probabilities, frame.targets), default=None)
 
 
-def _kept(frame: Frame, kind: str, trial: Trial, make: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+def _kept(
+    frame: Frame, kind: str, trial: Trial, make: Callable[[], dict[str, Any] | None]
+) -> dict[str, Any] | None:
     """A small result about a frozen trial, from the cache if it was made before."""
-    parts = [trial.recipe.key, frame.dataset.fingerprint, frame.settings.metric, frame.settings.seed, frame.settings.folds]
+    parts = [
+        trial.recipe.key,
+        frame.dataset.fingerprint,
+        frame.settings.metric,
+        frame.settings.seed,
+        frame.settings.folds,
+    ]
     key = content_key(kind, parts)
     stored = frame.store.get(key) or frame.store.put(key, {"value": make()})
     return stored.facts["value"]
@@ -449,7 +484,10 @@ def _about_bundle(facts: dict[str, Any], chosen: Trial) -> dict[str, Any]:
     row = next(row for row in facts["candidates"] if row["id"] == choice["id"])
     headline, metric = choice["headline"], METRICS[choice["headline"]["metric"]]
     low, high = headline["interval"]
-    told = {"test": "on the locked test images, opened once", "bbc-cv": "cross-validated, corrected for selection"}
+    told = {
+        "test": "on the locked test images, opened once",
+        "bbc-cv": "cross-validated, corrected for selection",
+    }
     return {
         "recipe": chosen.recipe.key,
         "strategy": chosen.recipe.strategy,
@@ -522,7 +560,9 @@ def _refuse_foreign(out: Path, *, overwrite: bool) -> None:
 
 def _sweep(out: Path) -> None:
     """Remove what a killed session was writing beside its final place; the journal's lock is held."""
-    for leftover in [found for name in OURS for found in out.glob(f".{name}.*")] + [*(out / TRIALS).glob(".*")]:
+    for leftover in [found for name in OURS for found in out.glob(f".{name}.*")] + [
+        *(out / TRIALS).glob(".*")
+    ]:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

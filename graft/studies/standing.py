@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 from graft.backbones.activations import Activations
 from graft.backbones.trunks import TrunkFile
@@ -56,7 +57,8 @@ def standing(
 
 
 def _accuracy(features: np.ndarray, targets: np.ndarray, classes: int) -> float:
-    held_out = ridge.leave_one_out(features, targets, classes=classes)
+    with threadpool_limits(1):
+        held_out = ridge.leave_one_out(features, targets, classes=classes)
     return float((held_out.argmax(axis=1) == targets).mean())
 
 
@@ -67,7 +69,9 @@ def _accuracy_of_share(
     values = []
     for _ in range(3):
         kept = [
-            random.permutation(np.flatnonzero(targets == label))[: max(2, round((targets == label).sum() / share))]
+            random.permutation(np.flatnonzero(targets == label))[
+                : max(2, round((targets == label).sum() / share))
+            ]
             for label in range(classes)
         ]
         part = np.sort(np.concatenate(kept))

@@ -20,7 +20,9 @@ SMALL = (("img_size", 64),)
 PLAIN = (("aux_logits", False), ("init_weights", False))
 TORCHVISION = ("alexnet", "squeezenet1_1", "googlenet", "inception_v3")
 
-torch.set_num_threads(1)  # threads that wait for each other on a busy machine cost more than they give at this size
+torch.set_num_threads(
+    1
+)  # threads that wait for each other on a busy machine cost more than they give at this size
 
 # The smallest input that the architecture allows, or nearly so.
 SIZES: dict[Network, int] = {
@@ -91,28 +93,24 @@ def made(entry: Entry) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = build(entry).eval()
-    unsettle(network, torch.from_numpy(noise(4, entry.input.size)))
+    unsettle(network)
     return network
 
 
 @torch.no_grad()
-def unsettle(network: nn.Module, images: torch.Tensor) -> None:
-    """Statistics, gains and offsets as training leaves them.
-
-    A fresh norm does nearly nothing, a fresh layer scale wipes its block out, and without statistics of its own
-    inputs a deep network of random weights answers every image alike.
-    """
+def unsettle(network: nn.Module) -> None:
+    """Statistics, gains and offsets as training leaves them: a fresh norm or a fresh layer scale does nearly nothing."""
     draw = torch.Generator().manual_seed(1)
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.train().momentum = None
-    network(images.permute(0, 3, 1, 2) / 127.5 - 1)
-    network.eval()
     for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_(0.0, 0.1, generator=draw)
+            module.running_var.uniform_(0.5, 1.5, generator=draw)
         if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)) and module.weight is not None:
             module.weight.uniform_(0.7, 1.3, generator=draw)
             module.bias.normal_(0.0, 0.1, generator=draw)
     for name, parameter in network.named_parameters():
+        if name.endswith("bias") and not bool(parameter.any()):
+            parameter.normal_(0.0, 0.02, generator=draw)
         if name.rpartition(".")[2].startswith("gamma"):
             parameter.uniform_(0.1, 0.3, generator=draw)
 
@@ -121,5 +119,7 @@ def noise(count: int, size: int, *, channels: int = 3) -> np.ndarray:
     """Images of random blocks, each of another brightness: uint8 `[count, size, size, channels]`."""
     random = np.random.default_rng(count + size + channels)
     blocks = random.integers(0, 256, (count, size // 8, size // 8, channels))
-    images = blocks.repeat(8, axis=1).repeat(8, axis=2) + random.integers(-20, 21, (count, size, size, channels))
+    images = blocks.repeat(8, axis=1).repeat(8, axis=2) + random.integers(
+        -20, 21, (count, size, size, channels)
+    )
     return np.clip(images * np.linspace(0.4, 1.0, count)[:, None, None, None], 0, 255).astype(np.uint8)

@@ -86,7 +86,7 @@ def test_a_row_does_not_depend_on_the_other_rows(architecture: str) -> None:
         alone = opened(architecture).trunk(images_of(architecture)[1:])
     for rows, row in zip(together, alone, strict=True):
         assert close(rows[1:], row, error=1e-5)
-        assert not close(rows[:1], row, error=1e-4), "the other image is another row"
+    assert not close(together[0][:1], alone[0], error=1e-2), "the other image is another row"
 
 
 def test_the_logits_are_those_of_the_network(architecture: str) -> None:
@@ -136,7 +136,9 @@ def test_the_mean_over_tokens_leaves_the_class_token_out() -> None:
     assert close(rows[MOST_STAGES - 1], tokens[1].mean(1))
 
 
-@pytest.mark.parametrize("architecture", ["mobilenetv2_100", "efficientnet_b0", "lcnet_050", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "architecture", ["mobilenetv2_100", "efficientnet_b0", "lcnet_050", "mobilenetv3_small_050"]
+)
 def test_both_sides_of_the_last_convolution_are_taps(architecture: str) -> None:
     network = opened(architecture).trunk.network
     seen: dict[str, Tensor] = {}
@@ -220,7 +222,9 @@ def test_a_module_that_is_used_twice_is_read_where_it_is_used_last() -> None:
         ((2, 7, 5), (1,), {}),
     ],
 )
-def test_pooling_is_the_mean_over_positions(shape: tuple[int, ...], axes: tuple[int, ...], about: dict) -> None:
+def test_pooling_is_the_mean_over_positions(
+    shape: tuple[int, ...], axes: tuple[int, ...], about: dict
+) -> None:
     maps = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(pool(maps, **about), maps.mean(axes))
 

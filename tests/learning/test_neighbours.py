@@ -47,9 +47,14 @@ def test_shares_are_those_of_a_plain_loop(n: int, m: int, d: int, classes: int, 
 def test_blocks_do_not_show() -> None:
     known, targets, asked = made(30, BLOCK + 5, 4, 3, seed=0)
     whole = neighbour_probabilities(known, targets, asked, classes=3)
-    parts = [neighbour_probabilities(known, targets, asked[i : i + 1], classes=3) for i in (0, BLOCK - 1, BLOCK, -1)]
+    parts = [
+        neighbour_probabilities(known, targets, asked[i : i + 1], classes=3)
+        for i in (0, BLOCK - 1, BLOCK, -1)
+    ]
     np.testing.assert_allclose(whole[[0, BLOCK - 1, BLOCK]], np.concatenate(parts[:3]), atol=1e-5)
-    np.testing.assert_allclose(whole[-1:], neighbour_probabilities(known, targets, asked[-1:], classes=3), atol=1e-5)
+    np.testing.assert_allclose(
+        whole[-1:], neighbour_probabilities(known, targets, asked[-1:], classes=3), atol=1e-5
+    )
 
 
 def test_only_the_nearest_are_asked() -> None:
@@ -61,7 +66,9 @@ def test_only_the_nearest_are_asked() -> None:
 def test_the_length_of_a_row_does_not_matter() -> None:
     known, targets, asked = made(30, 4, 6, 3, seed=1)
     plain = neighbour_probabilities(known, targets, asked, classes=3)
-    np.testing.assert_allclose(plain, neighbour_probabilities(5 * known, targets, asked / 9, classes=3), atol=1e-5)
+    np.testing.assert_allclose(
+        plain, neighbour_probabilities(5 * known, targets, asked / 9, classes=3), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -135,7 +135,9 @@ def test_the_scale_has_the_lowest_log_loss(seed: int) -> None:
     logits = Spectrum(unit(rows), targets, classes=4, balance=0.0).leave_one_out(0.01)
     loss, scale = ridge._best_scale(logits, targets)
     peer = minimize_scalar(
-        lambda log: log_loss(softmax(np.exp(log) * logits, axis=1), targets), bounds=np.log(SCALES), method="bounded"
+        lambda log: log_loss(softmax(np.exp(log) * logits, axis=1), targets),
+        bounds=np.log(SCALES),
+        method="bounded",
     )
     assert scale == pytest.approx(np.exp(peer.x), rel=5e-3)
     assert loss == pytest.approx(peer.fun, abs=1e-6)
@@ -189,7 +191,9 @@ def test_the_criterion_chooses_the_class_weighting_from_leave_one_out_probabilit
     for wanted, balance in enumerate(BALANCES):
         assert fit(rows, targets, classes=3, criterion=prefer(wanted)).balance == balance
     np.testing.assert_array_equal(seen[0], leave_one_out(rows, targets, classes=3))
-    assert fit(rows, targets, classes=3, criterion=lambda _p, _t: 0.5).balance == 0.0, "the plainer one wins a tie"
+    assert fit(rows, targets, classes=3, criterion=lambda _p, _t: 0.5).balance == 0.0, (
+        "the plainer one wins a tie"
+    )
 
 
 def test_weighting_is_tried_only_where_classes_are_unbalanced() -> None:
@@ -267,7 +271,9 @@ def test_the_length_of_a_row_does_not_matter() -> None:
 
 def test_small_eigenvalues_count_in_float32_as_in_float64() -> None:
     random = np.random.default_rng(0)
-    spread = np.geomspace(1, 1e-2, 200)  # eigenvalues down to 1e-4 of the largest, about 1000 times their rounding
+    spread = np.geomspace(
+        1, 1e-2, 200
+    )  # eigenvalues down to 1e-4 of the largest, about 1000 times their rounding
     rows = (random.standard_normal((400, 200)) * spread).astype(np.float32)
     targets = (rows[:, 150:] / spread[150:]).sum(1).argsort().argsort() * 2 // 400
     exact = Spectrum(rows.astype(np.float64), targets, classes=2, balance=0.0).leave_one_out(1e-5)
@@ -279,4 +285,6 @@ def test_small_eigenvalues_count_in_float32_as_in_float64() -> None:
 def test_log_loss_is_the_mean_surprise() -> None:
     probabilities = np.array([[0.5, 0.5], [0.25, 0.75], [1.0, 0.0]])
     assert log_loss(probabilities, np.array([0, 1, 0])) == pytest.approx(-np.log([0.5, 0.75]).sum() / 3)
-    assert log_loss(probabilities, np.array([0, 1, 1])) < 30, "an impossible answer costs much, but not infinitely"
+    assert log_loss(probabilities, np.array([0, 1, 1])) < 30, (
+        "an impossible answer costs much, but not infinitely"
+    )

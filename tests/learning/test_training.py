@@ -30,7 +30,7 @@ from graft.learning.training import (
 
 CPU = Compute("cpu", False, 1)
 DESIGN = ScratchDesign(8, 1, 16, 2)
-SHORT = TrainingSettings(epochs=4, batch_size=16)
+SHORT = TrainingSettings(epochs=4, batch_size=16, label_smoothing=0.0)
 STILL = Augmentation((), 0.8, 0.0, 0.0)
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from made_trials import chosen_from, incomplete, probabilities, targets, trial
 
@@ -136,7 +136,7 @@ CANDIDATES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     candidates=CANDIDATES,
     metric=st.sampled_from(list(METRICS)),
