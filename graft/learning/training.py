@@ -47,7 +47,7 @@ class TrainingSettings:
     """
 
     epochs: int = 300
-    multiply_adds: float = 1.2e12
+    multiply_adds: float = 0.9e12
     steps: int = 2_000
     patience: int = 40
     batch_size: int = 16

@@ -20,8 +20,8 @@ import numpy as np
 
 from graft.backbones.activations import Activations, extracting
 from graft.backbones.catalogue import Entry
-from graft.backbones.trunks import TrunkFile, trunk_of, untrained_trunk
 from graft.backbones.hub import Reach, reach_hub
+from graft.backbones.trunks import TrunkFile, trunk_of, untrained_trunk
 from graft.backbones.weights import WeightsFolder, folder_from
 from graft.compute import choose as choose_compute
 from graft.deploy.bundle import Bundle
