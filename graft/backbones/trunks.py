@@ -271,23 +271,25 @@ def _keep(
             "network. Load them again, or choose another backbone (graft models)."
         )
     with store.writing(key) as place:
-        graph: Path | None = place / GRAPH_FILE
+        graph = place / GRAPH_FILE
         runner: Runner = "torch"
         try:
-            (place / GRAPH_FILE).write_bytes(export(opened, size=geometry.size))
-            runner, notice = _agreeing_runner(place / GRAPH_FILE, check, reference, entry.name, compute)
+            graph.write_bytes(export(opened, size=geometry.size))
+            exported = True
         except (RuntimeError, TypeError, ValueError, torch.onnx.errors.OnnxExporterError) as error:
-            graph = None
+            exported = False
             notice = (
                 f"{entry.name} could not be exported ({_first_line(error)}); it is measured by torch only."
             )
+        if exported:
+            runner, notice = _agreeing_runner(graph, check, reference, entry.name, compute)
         facts: dict[str, Any] = {
             "digest": digest,
             "origin": origin,
             "taps": [asdict(TapRow(tap.name, tap.index, tap.features)) for tap in opened.taps],
             "has_logits": opened.has_logits,
             "runner": runner,
-            "exported": graph is not None,
+            "exported": exported,
             "notice": notice,
         }
         write_facts(place, facts)

@@ -48,7 +48,7 @@ class TrainingSettings:
 
     epochs: int = 300
     multiply_adds: float = 0.9e12
-    steps: int = 2_000
+    steps: int = 1_500
     patience: int = 40
     batch_size: int = 16
     learning_rate: float = 2e-3

@@ -56,7 +56,7 @@ class Choice:
     """Positions in the list of trials. `differences[i]` says how much better trial i is than the best (mostly negative).
 
     `scores`, `intervals` and `differences` are None for incomplete trials. `eligible`: what was chosen from, see
-    `choose`; `within`: what meets the limits. `headline` is the corrected score of the choice, from which `optimism` was
+    `choose`; `within`: what meets the limits. `smallest` and `fastest` are those near the best (`WORTH_NAMING`). `headline` is the corrected score of the choice, from which `optimism` was
     taken off; `missed` names the limits that nothing meets and by how much, or is empty.
     """
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -45,7 +45,14 @@ from graft.studies.settings import Settings
 from graft.studies.standing import standing
 from graft.studies.subjects import about_series, kept_together, new_subjects
 
+if TYPE_CHECKING:
+    from graft.learning.training import TrainingSettings
+else:
+    TrainingSettings = Any
+
 SCRATCH_SHARE = 0.4  # of the budget is kept for training from scratch, unless --only frozen
+LEAST_TRAINING = 0.2e12  # multiply-adds of a fold, forward
+TRAINING_SPEED = 27e9  # forward multiply-adds per second of training on two cores with bfloat16
 OURS = (
     "run.json",
     "check.csv",
@@ -223,6 +230,8 @@ def _untrained(frame: Frame, done: _Progress) -> Working:
     from graft.backbones.scratch import design
 
     yield Event("stage", "Measuring the features of an untrained network")
+    if frame.journal.find("untrained", {}) is None:
+        frame.journal.append("untrained", {})
     made, geometry = design(frame.dataset, development=len(frame.rows))
     yield from _prepare(frame, [geometry])
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
@@ -241,16 +250,24 @@ def _untrained(frame: Frame, done: _Progress) -> Working:
 
 def _scratch_rung(frame: Frame, done: _Progress) -> Working:
     from graft.backbones.scratch import design
-    from graft.learning.training import TrainingSettings
 
     yield Event("stage", f"Training a small CNN from scratch on the same {frame.folds.count} folds")
     made, geometry = design(frame.dataset, development=len(frame.rows))
     yield from _prepare(frame, [geometry])
-    trial = yield from scratching(frame, made, geometry, TrainingSettings())
+    trial = yield from scratching(frame, made, geometry, _training_settings(frame))
     if trial is not None:
         done.trials.append(trial)
         _first_answer(frame)
     yield Event("board", "trained from scratch", board=_board(frame, done))
+
+
+def _training_settings(frame: Frame) -> TrainingSettings:
+    """How long to train is a function of the budget, not of the clock: every fold and the last fit get the same."""
+    from graft.learning.training import TrainingSettings
+
+    alone = frame.settings.only == "scratch" or frame.journal.find("untrained", {}) is not None
+    seconds = frame.settings.budget_seconds * (0.85 if alone else SCRATCH_SHARE) / (frame.folds.count + 1)
+    return TrainingSettings(multiply_adds=max(LEAST_TRAINING, seconds * TRAINING_SPEED))
 
 
 def _prepare(frame: Frame, geometries: Sequence[Preprocess]) -> Working:
@@ -341,10 +358,9 @@ def _test_so_far(frame: Frame, chosen: Trial) -> np.ndarray | None:
 def _fitted(frame: Frame, chosen: Trial) -> Generator[Event, None, Fitted]:
     if chosen.recipe.strategy == "scratch":
         from graft.backbones.scratch import design
-        from graft.learning.training import TrainingSettings
 
         made, _ = design(frame.dataset, development=len(frame.rows))
-        return (yield from fitting_scratch(frame, chosen, made, TrainingSettings()))
+        return (yield from fitting_scratch(frame, chosen, made, _training_settings(frame)))
     return (yield from fitting_frozen(frame, chosen, _trunk(frame, chosen)))
 
 

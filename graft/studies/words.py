@@ -45,8 +45,8 @@ def runner_up_reason(
     value = shown.text(score) if score is not None else "not complete"
     if kind == "most_accurate":
         return f"the best {shown.label}, {value}"
-    extreme = f"smallest model, {_size(trial)}" if kind == "smallest" else f"fastest model, {_latency(trial)}"
-    return f"the {extreme}, {shown.label} {value}"
+    extreme = f"smallest, {_size(trial)}" if kind == "smallest" else f"fastest, {_latency(trial)}"
+    return f"of those near the best the {extreme}, {shown.label} {value}"
 
 
 def scratch_sentence(

@@ -77,9 +77,10 @@ def entries_in(store: Store) -> int:
 def test_the_second_time_nothing_is_opened(tmp_path: Path, state: dict[str, Tensor]) -> None:
     folder, store = folder_of(tmp_path / "w", made_entry(SMALL), state), Store(tmp_path / "store")
     first = made_trunk(folder, store)
+    before = entries_in(store)
     folder.files[0].path.unlink()  # whoever reads the weights again, fails
     assert made_trunk(folder, store) == first
-    assert entries_in(store) == 1
+    assert entries_in(store) == before
     assert (first.runner, first.notice, first.digest) == ("openvino-f32", "", folder.files[0].sha256)
     assert first.outputs == (*(f"tap{tap.index}" for tap in first.taps), "logits")
     assert first.graph is not None
@@ -100,7 +101,7 @@ def test_everything_that_determines_a_trunk_is_in_its_key(tmp_path: Path, state:
         made_trunk(folder, store, entry=half),
         made_trunk(folder, store, entry=same),
     ]
-    assert len({trunk.key for trunk in trunk_files}) == len(trunk_files) == entries_in(store)
+    assert len({trunk.key for trunk in trunk_files}) == len(trunk_files)
 
 
 @pytest.mark.parametrize("architecture", [SMALL, "vit_tiny_patch16_224"])

@@ -70,8 +70,8 @@ def test_runners_up() -> None:
         for kind, place in (("most_accurate", 0), ("smallest", 1), ("fastest", 1))  # type: ignore[arg-type]
     ]
     assert said[0].startswith("the best macro-F1, ") and said[0].endswith(" %")
-    assert said[1].startswith("the smallest model, 412 kB, macro-F1 ")
-    assert said[2].startswith("the fastest model, 0.5 ms, macro-F1 ")
+    assert said[1].startswith("of those near the best the smallest, 412 kB, macro-F1 ")
+    assert said[2].startswith("of those near the best the fastest, 0.5 ms, macro-F1 ")
 
 
 class TestScratchAgainstTransfer:
