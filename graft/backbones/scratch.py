@@ -69,12 +69,12 @@ class ScratchDesign:
 def design(dataset: Dataset, *, development: int) -> tuple[ScratchDesign, Preprocess]:
     """The network and the geometry for `development` images like those of the dataset.
 
-    Side: 32 px for images up to 40 px, 64 up to 80, otherwise 96. Everything is shown (`squash`). Width: 16 up to 1,000 images, otherwise 20, or 24 from 10,000 images.
+    Side: 32 px for images up to 40 px, 64 up to 80, otherwise 96. Everything is shown (`squash`). Width: 16 below 2,000 images, otherwise 20, or 24 from 10,000 images.
     """
     channels: Literal[1, 3] = 1 if dataset.mostly_grey else 3
     side = float(np.median(np.sqrt(dataset.widths * dataset.heights)))
     size = 32 if side <= 40 else 64 if side <= 80 else 96
-    width = 16 if development < 1_000 else 20 if development < 10_000 else 24
+    width = 16 if development < 2_000 else 20 if development < 10_000 else 24
     made = ScratchDesign(width, channels, size, len(dataset.classes))
     return made, Preprocess(size=size, fit="squash", channels=channels)
 

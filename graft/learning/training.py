@@ -118,10 +118,15 @@ class _Run:
 
 
 def planned_epochs(design: ScratchDesign, images: int, settings: TrainingSettings) -> int:
-    """How many epochs the multiply-adds and the steps allow for so many images: 12 to `settings.epochs`."""
-    affordable = int(settings.multiply_adds / (design.multiply_adds * max(images, 1)))
-    wanted = max(settings.steps // math.ceil(max(images, 1) / settings.batch_size), 1)
-    return min(settings.epochs, max(12, min(affordable, wanted)))
+    """How many epochs the multiply-adds and the steps allow, 1 to `settings.epochs`.
+
+    At least 30 up to 2,000 images (12 were far too few for 101 classes), fewer by the root of their number beyond.
+    """
+    images = max(images, 1)
+    affordable = int(settings.multiply_adds / (design.multiply_adds * images))
+    wanted = settings.steps // math.ceil(images / settings.batch_size)
+    least = round(30 * min(1.0, math.sqrt(2_000 / images)))
+    return max(1, min(settings.epochs, max(least, min(affordable, wanted))))
 
 
 def train(

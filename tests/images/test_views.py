@@ -84,7 +84,7 @@ def surfaces(n: int = 80, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_surfaces_have_every_symmetry() -> None:
-    pixels, targets = surfaces(600)
+    pixels, targets = surfaces(2_000, 24)
     assert suited(pixels, targets, np.arange(len(targets))).symmetries == (
         "mirror",
         "upside_down",

@@ -228,7 +228,9 @@ def test_class_weights_average_to_one() -> None:
     assert weights[2] >= weights[1]
 
 
-def test_the_plan_is_a_number_of_multiply_adds() -> None:
-    few, many = (planned_epochs(ScratchDesign(16, 3, 96, 2), n, TrainingSettings()) for n in (250, 1_000))
-    assert 300 >= few > many >= 12
+def test_the_plan_shrinks_with_the_data_but_never_below_one_epoch() -> None:
+    made = ScratchDesign(16, 3, 96, 2)
+    plans = [planned_epochs(made, n, TrainingSettings()) for n in (0, 250, 700, 1_500, 20_000, 10**7)]
+    assert plans == sorted(plans, reverse=True)
+    assert plans[0] == 300 and plans[3] == 30 and 1 <= plans[5] < plans[4] < 30
     assert planned_epochs(DESIGN, 5, TrainingSettings(epochs=40)) == 40
