@@ -5,9 +5,9 @@ every pass, and at the end (the generator's return value) a `Trained` with the b
 printing are loops around it. A part of the rows, grouped and stratified, is kept back to find the best epoch and the
 temperature; no row outside `rows` is ever read.
 
-Cost: about 1,000 images of 96 px a second on two cores with bfloat16. The number of epochs follows from a fixed number
-of multiply-adds (`planned_epochs`), so that the cosine ends where the patience of two processors ends, and so that
-the same data get the same training on every machine.
+Cost: about 400 to 600 images of 96 px a second and core with bfloat16, views included. The number of epochs follows
+from a number of multiply-adds and of steps, not from the clock (`planned_epochs`): the cosine really ends, about half
+a minute per fold of 1,000 images on two cores, and the same data get the same training on every machine.
 
 Not covered: starting from pre-trained weights, partial freezing (`graft.learning.finetune`). The result is a function
 of the seed, the number of threads and the processor.

@@ -323,9 +323,18 @@ def test_another_file_is_not_taken_for_check_csv(tmp_path: Path) -> None:
         read_check(tmp_path / "none.csv")
 
 
-def test_the_views_of_one_tile_stay_together(shared_data: Path, tmp_path: Path) -> None:
-    """Six exposures per tile, slightly shifted: nearly all tiles become a group of six, and no group grows large."""
+def test_the_views_of_one_tile_are_a_series(shared_data: Path, tmp_path: Path) -> None:
+    """Six exposures per tile, slightly shifted: nearly all tiles become a series of six, and no series grows large."""
     dataset = check(shared_data / "magnetic_tile", tmp_path)
-    sizes = np.bincount(dataset.groups)
+    assert dataset.series is not None
+    sizes = np.bincount(dataset.series)
     assert len(dataset) == 1344 and dataset.mostly_grey
     assert (sizes == 6).sum() >= 180 and sizes.max() <= 20
+    assert len(np.unique(dataset.groups)) > len(np.unique(dataset.series))
+    pairs = np.unique(np.stack([dataset.groups, dataset.series]), axis=1)
+    assert len(pairs[0]) == len(np.unique(dataset.groups))  # a group of near-duplicates lies in one series
+
+
+def test_a_few_copies_are_no_series(tmp_path: Path) -> None:
+    plant(tmp_path / "set", *(f"{label}/{number}.png" for label in "ab" for number in range(12)))
+    assert check(tmp_path / "set", tmp_path).series is None

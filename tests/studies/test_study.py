@@ -194,7 +194,7 @@ def test_one_class_and_no_images_are_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_from_scratch_learns_and_is_compared_on_the_same_folds(tmp_path: Path, weights: Path) -> None:
     photos = stripes(tmp_path / "photos", each=30)
-    result = graft.study(photos, out=tmp_path / "run", weights=weights, folds=3, budget="3m")
+    result = graft.study(photos, out=tmp_path / "run", weights=weights, folds=3, budget="60s")
     scratch = next(row for row in result.facts["candidates"] if row["strategy"] == "scratch")
     assert scratch["complete"] and scratch["metrics"]["macro_f1"] > 0.8
     assert len(scratch["curves"]) == 3 and all(curve["epochs"] for curve in scratch["curves"])
@@ -222,6 +222,8 @@ def test_nothing_to_transfer_from_is_said_and_the_study_goes_on(tmp_path: Path) 
             str(tmp_path / "run"),
             "--folds",
             "2",
+            "--budget",
+            "60s",
             "--json",
         ],
         env=environment,
