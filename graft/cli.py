@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -314,5 +315,17 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0
 
 
+def run() -> None:
+    """The command as a process. Everything is written and closed by now; taking torch and OpenVINO down in order
+    would keep the user waiting for another 1.6 s (measured on 2 cores)."""
+    code = main()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BrokenPipeError:
+        code = 141
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

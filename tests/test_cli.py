@@ -63,7 +63,9 @@ def test_predict_names_what_it_cannot_read_and_answers_the_rest(run: Path) -> No
 
 def test_the_report_can_be_written_again(run: Path, tmp_path: Path) -> None:
     done = graft("report", run, "--out", tmp_path / "again.html")
-    assert done.returncode == 0 and (tmp_path / "again.html").read_text().lower().startswith("<!doctype html>")
+    assert done.returncode == 0 and (tmp_path / "again.html").read_text().lower().startswith(
+        "<!doctype html>"
+    )
 
 
 def test_check_lists_what_is_wrong(run: Path, tmp_path: Path) -> None:

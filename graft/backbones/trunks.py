@@ -40,7 +40,7 @@ Runner = Literal["openvino-bf16", "openvino-f32", "torch"]
 # average, and by -0.0001 if a head learned from bfloat16 was asked with float32. At 0.13 it fell by 0.005.
 TOLERANCE: dict[Runner, float] = {"openvino-bf16": 0.1, "openvino-f32": 1e-3}
 GRAPH_FILE = "trunk.onnx"
-CHECK_IMAGES = 16
+CHECK_IMAGES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,16 @@ def untrained_entry(design: ScratchDesign, *, seed: int) -> Entry:
         published="",
         stages=(),
     )
+
+
+def is_open(entry: Entry, size: int, *, folder: WeightsFolder | None, store: Store, compute: Compute) -> bool:
+    """Whether the cache holds the trunk for this input size, so that neither torch nor timm will be needed."""
+    digest = known_digest(entry, folder=folder)
+    if digest is None:
+        return False
+    channels: tuple[Literal[1, 3], ...] = (1, 3)
+    keys = (_key(entry, Preprocess(size, channels=c), digest, compute) for c in channels)
+    return any(store.get(key) is not None for key in keys)
 
 
 def torch_rows(

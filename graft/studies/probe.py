@@ -216,7 +216,7 @@ def costs(frame: Frame, trunk: TrunkFile, tap: TapRow) -> tuple[int, int | None,
             unit_length=True,
         )
         content = model.SerializeToString()
-        latency = latency_ms(content, threads=LATENCY_THREADS, seconds=0.12)
+        latency = latency_ms(content, threads=LATENCY_THREADS, seconds=0.06)
         facts = {"parameters": parameters(model), "bytes": len(content), "latency_ms": latency}
         stored = frame.store.put(key, facts)
     return int(stored.facts["parameters"]), int(stored.facts["bytes"]), float(stored.facts["latency_ms"])

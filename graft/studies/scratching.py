@@ -201,7 +201,7 @@ def scratch_costs(frame: Frame, design: ScratchDesign) -> tuple[int, int, float]
         zeros = np.zeros((last.features, design.classes), np.float32)
         model = assembled(graph, tap_output(last.index), weight=zeros, bias=zeros[0], unit_length=False)
         content = model.SerializeToString()
-        latency = latency_ms(content, threads=LATENCY_THREADS, seconds=0.12)
+        latency = latency_ms(content, threads=LATENCY_THREADS, seconds=0.06)
         stored = frame.store.put(
             key, {"parameters": parameters(model), "bytes": len(content), "latency_ms": latency}
         )

@@ -7,8 +7,10 @@ order is that of growing cost, and after every backbone there is a leaderboard, 
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -21,8 +23,9 @@ import numpy as np
 from graft.backbones.activations import Activations, extracting
 from graft.backbones.catalogue import Entry
 from graft.backbones.hub import Reach, reach_hub
-from graft.backbones.trunks import TrunkFile, trunk_of, untrained_trunk
+from graft.backbones.trunks import TrunkFile, is_open, trunk_of, untrained_trunk
 from graft.backbones.weights import WeightsFolder, folder_from
+from graft.compute import Compute
 from graft.compute import choose as choose_compute
 from graft.deploy.bundle import Bundle
 from graft.errors import BackboneError, BundleError, RunError
@@ -87,11 +90,14 @@ def studying(settings: Settings, *, command: str = "") -> Generator[Event, None,
     folder = folder_from(settings.weights)
     store = Store()
     yield Event("stage", f"Checking {settings.source}")
-    dataset = yield from _scanned(settings, store, compute.threads)
-    dataset = kept_together(dataset, groups=settings.groups)
-    folds = split(dataset, count=settings.folds, seed=settings.seed)
+    looking = inspecting(settings.source, store=store, threads=compute.threads)
+    next(looking)  # a source that is missing or has no classes is told before anything else is tried
     reach = Reach(False, False) if settings.only == "scratch" else reach_hub()
     planned = plan(settings, folder=folder, reach=reach)
+    _import_early(planned, folder, store, compute)
+    dataset = yield from _looked_at(looking, settings)
+    dataset = kept_together(dataset, groups=settings.groups)
+    folds = split(dataset, count=settings.folds, seed=settings.seed)
     _claim(settings, dataset, folder)
     with closing(Journal(settings.out, started=started)) as journal:
         _sweep(settings.out)
@@ -113,8 +119,20 @@ def studying(settings: Settings, *, command: str = "") -> Generator[Event, None,
     return result
 
 
-def _scanned(settings: Settings, store: Store, threads: int) -> Generator[Event, None, Dataset]:
-    work = inspecting(settings.source, store=store, threads=threads)
+def _import_early(planned: Plan, folder: WeightsFolder | None, store: Store, compute: Compute) -> None:
+    """Import torch and timm (3 s) beside the look at the images, if a backbone will have to be opened."""
+    if all(
+        is_open(e, e.input.size, folder=folder, store=store, compute=compute) for e, _ in planned.backbones
+    ):
+        return
+    # Not a daemon: ending the process in the middle of loading torch's libraries may crash it.
+    libraries = ("torch", "timm", "graft.backbones.export")
+    threading.Thread(target=lambda: [importlib.import_module(name) for name in libraries]).start()
+
+
+def _looked_at(
+    work: Generator[tuple[int, int], None, Dataset], settings: Settings
+) -> Generator[Event, None, Dataset]:
     while True:
         try:
             done, total = next(work)
