@@ -86,7 +86,7 @@ def studying(settings: Settings, *, command: str = "") -> Generator[Event, None,
     """Run or continue the study in `settings.out`. Raises GraftError with a sentence for whatever is wrong."""
     started = time.monotonic()
     compute = choose_compute(settings.device)
-    _refuse_foreign(settings.out, overwrite=settings.overwrite)
+    _refuse_place(settings)
     folder = folder_from(settings.weights)
     store = Store()
     yield Event("stage", f"Checking {settings.source}")
@@ -582,8 +582,14 @@ def _identity(settings: Settings, dataset: Dataset, folder: WeightsFolder | None
     )
 
 
-def _refuse_foreign(out: Path, *, overwrite: bool) -> None:
-    """A folder with something else in it is never touched, whatever was asked."""
+def _refuse_place(settings: Settings) -> None:
+    """A folder with something else in it is never touched, whatever was asked; nor is anything put among the images."""
+    out, source = settings.out, settings.source
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise RunError(
+            f"The run folder {out} would lie among the images of {source}, where the next scan would take it for a "
+            "class. Choose another --out."
+        )
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; choose another --out.")
     if out.is_dir() and any(out.iterdir()) and not (out / results.RUN).exists():

@@ -173,6 +173,13 @@ def test_another_study_is_never_touched(
         graft.study(photos, out=tmp_path / "mine", weights=weights, overwrite=True)
 
 
+def test_no_run_folder_among_the_images(tmp_path: Path) -> None:
+    photos = stripes(tmp_path / "photos", each=4)
+    with pytest.raises(RunError, match="among the images"):
+        graft.study(photos, out=photos / "runs" / "x")
+    assert not (photos / "runs").exists()
+
+
 @pytest.mark.parametrize(("each", "folds"), [(2, 5), (3, 2), (5, 10)])
 def test_very_few_images_have_an_answer(tmp_path: Path, weights: Path, each: int, folds: int) -> None:
     photos = stripes(tmp_path / "photos", each=each)
