@@ -99,7 +99,7 @@ def test_models_and_doctor(run: Path) -> None:
         (("study", ".", "--only", "some"), "frozen"),
         (("study", ".", "--max-size", "big"), "5MB"),
         (("study", ".", "--device", "abacus"), "cpu"),
-        (("study", ".", "--weights", "nowhere"), "weights.json"),
+        (("study", ".", "--out", "../elsewhere", "--weights", "nowhere"), "weights.json"),
         (("predict", "nowhere", "a.jpg"), "bundle"),
         (("report", "nowhere"), "nowhere"),
         (("models", "--sort", "taste"), "size"),
