@@ -78,6 +78,25 @@ def extracting(
     return Activations(stored, float(stored.facts["seconds"]))
 
 
+def extracted(
+    trunk: TrunkFile,
+    pixels: UInt8[np.ndarray, "n h w c"],
+    pixels_key: str,
+    *,
+    store: Store,
+    compute: Compute,
+    folder: WeightsFolder | None,
+    reach: Reach,
+) -> Activations:
+    """As `extracting`, for whoever has no use for the progress."""
+    work = extracting(trunk, pixels, pixels_key, store=store, compute=compute, folder=folder, reach=reach)
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return finished.value
+
+
 def _compact(array: Float32[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """As float16, or as it is where float16 would overflow or round small numbers to nothing."""
     with np.errstate(over="ignore"):

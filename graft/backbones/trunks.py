@@ -40,6 +40,7 @@ Runner = Literal["openvino-bf16", "openvino-f32", "torch"]
 # average, and by -0.0001 if a head learned from bfloat16 was asked with float32. At 0.13 it fell by 0.005.
 TOLERANCE: dict[Runner, float] = {"openvino-bf16": 0.1, "openvino-f32": 1e-3}
 GRAPH_FILE = "trunk.onnx"
+UNTRAINED = "small_cnn"  # the architecture of the network that learns nothing; students are of other names
 CHECK_IMAGES = 8
 
 
@@ -85,6 +86,7 @@ def trunk_of(
 ) -> TrunkFile:
     """The trunk of `entry` for this geometry, from the cache if it is there.
 
+    `samples`: real images; runners are compared on the first eight, and what torch reads of every eight is kept.
     Raises BackboneError if the weights cannot be had or do not fit.
     """
     digest = known_digest(entry, folder=folder)
@@ -130,7 +132,7 @@ def untrained_entry(design: ScratchDesign, *, seed: int) -> Entry:
     return Entry(
         name="small_cnn",
         library="graft",
-        architecture="small_cnn",
+        architecture=UNTRAINED,
         arguments=tuple(arguments.items()),
         family="small_cnn",
         pretraining="none",
@@ -188,7 +190,7 @@ def reopened(trunk: TrunkFile, *, folder: WeightsFolder | None, reach: Reach) ->
     """The trunk as a torch module again: for devices other than the CPU, and for checks against the graph."""
     from graft.backbones.opening import open_backbone
 
-    if trunk.entry.library == "graft":
+    if trunk.entry.architecture == UNTRAINED:
         return _open_untrained(trunk.entry)
     state = load_state(trunk.entry, folder=folder, reach=reach).state
     return open_backbone(trunk.entry, state, channels=trunk.geometry.channels, size=trunk.geometry.size)
@@ -272,9 +274,10 @@ def _keep(
     from graft.backbones.export import export
 
     key = _key(entry, geometry, digest, compute)
-    check = samples[:CHECK_IMAGES]
+    blocks = [samples[begin : begin + CHECK_IMAGES] for begin in range(0, len(samples), CHECK_IMAGES)]
     with torch.inference_mode():
-        reference = [rows.numpy() for rows in opened.trunk(torch.from_numpy(np.array(check)))]
+        read = [[rows.numpy() for rows in opened.trunk(torch.from_numpy(np.array(b)))] for b in blocks]
+    check, reference = blocks[0], read[0]
     if not all(np.isfinite(rows).all() for rows in reference):
         raise BackboneError(
             f"{entry.name} puts out infinite or undefined features: its weights are damaged or belong to another "
@@ -303,8 +306,9 @@ def _keep(
             "notice": notice,
         }
         write_facts(place, facts)
-    for tap in opened.taps:
-        store.put(_reference_key(key, tap.index, check), rows=reference[tap.index])
+    for images, rows in zip(blocks, read, strict=True):
+        for tap in opened.taps:
+            store.put(_reference_key(key, tap.index, images), rows=rows[tap.index])
     stored = store.get(key)
     assert stored is not None
     return _from_stored(stored, entry, geometry)

@@ -20,9 +20,10 @@ from contextlib import ExitStack, contextmanager
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
+from graft.compute import step_back
 from graft.errors import DatasetError, StoreError
 from graft.images.dataset import Dataset, ImageReference, Preprocess
 from graft.images.decode import UnreadableImage, read_each
@@ -73,6 +74,13 @@ def open_pixels(dataset: Dataset, geometry: Preprocess, *, store: Store) -> UInt
     return entry.array(_ARRAY)
 
 
+def decoded(
+    dataset: Dataset, rows: Int64[np.ndarray, " m"], geometries: Sequence[Preprocess]
+) -> list[UInt8[np.ndarray, "m h w c"]]:
+    """A few images of `dataset`, the same pixels as those of `preparing`. Raises DatasetError as it does."""
+    return _rows([dataset.images[row] for row in rows], geometries)
+
+
 def pixels_key(dataset: Dataset, geometry: Preprocess) -> str:
     """The store's key of the pixels: the bytes of the images in their order, and the geometry."""
     return content_key(VERSION, [image.digest for image in dataset.images], geometry.key)
@@ -97,7 +105,7 @@ def _decoded(
     bytes_per_image = sum(g.size * g.size * g.channels for g in geometries)
     step = min(_CHUNK_IMAGES, max(1, _CHUNK_BYTES // bytes_per_image))
     ahead: deque[Future[Rows]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="graft-pixels") as pool:
+    with ThreadPoolExecutor(threads, "graft-pixels", step_back) as pool:
         try:
             for start in range(0, len(images), step):
                 ahead.append(pool.submit(_rows, images[start : start + step], geometries))

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 from PIL import Image
 
+from graft.compute import step_back
 from graft.errors import DatasetError
 from graft.images import duplicates
 from graft.images.dataset import Dataset, ImageReference, Issue, IssueKind
@@ -60,7 +61,7 @@ def inspecting(
     listing = read(Path(source))
     total = len(listing.rows)
     yield 0, total
-    with ThreadPoolExecutor(threads, thread_name_prefix="graft-scan") as pool:
+    with ThreadPoolExecutor(threads, "graft-scan", step_back) as pool:
         hashed = yield from _hashing(listing.rows, pool, threads)
         seen = yield from _seeing(listing.rows, hashed, store, pool, threads)
     yield total, total

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from graft.backbones.activations import extracting
+from graft.backbones.activations import extracted
 from graft.backbones.graph import tap_output
 from graft.backbones.trunks import TrunkFile, torch_rows
 from graft.deploy.assemble import assembled
@@ -21,8 +21,8 @@ from graft.deploy.pack import Check, pack
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
 from graft.learning import ridge
-from graft.studies.frame import Event, Frame, Trial
-from graft.studies.probe import check_rows, criterion
+from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.probe import check_rows
 
 TEST = -1  # the "fold" under which the journal keeps the predictions of the locked test
 
@@ -43,7 +43,7 @@ def fitting_frozen(frame: Frame, trial: Trial, trunk: TrunkFile) -> Generator[Ev
         "progress", f"{trial.recipe.name}: fitting on all images", remaining_seconds=frame.remaining_seconds()
     )
     pixels = open_pixels(frame.dataset, trunk.geometry, store=frame.store)
-    work = extracting(
+    activations = extracted(
         trunk,
         pixels,
         pixels_key(frame.dataset, trunk.geometry),
@@ -52,12 +52,6 @@ def fitting_frozen(frame: Frame, trial: Trial, trunk: TrunkFile) -> Generator[Ev
         folder=frame.folder,
         reach=frame.reach,
     )
-    while True:
-        try:
-            next(work)
-        except StopIteration as finished:
-            activations = finished.value
-            break
     features = activations.tap(trial.tap_index).astype(np.float32)
     with threadpool_limits(1):
         head = ridge.fit(

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int, Int64
 
 from graft.backbones.weights import Reach, WeightsFolder
 from graft.compute import Compute
 from graft.images.dataset import Dataset
 from graft.images.folds import Folds
+from graft.judging.metrics import METRICS
+from graft.judging.uncertainty import bootstrap
+from graft.learning.ridge import Criterion
 from graft.store import Store
 from graft.studies.journal import Journal
 from graft.studies.recipe import Recipe
@@ -102,3 +105,13 @@ class Trial:
     def complete(self) -> bool:
         """Whether every fold was finished."""
         return not bool(np.isnan(self.probabilities).any())
+
+
+def criterion(metric: str) -> Criterion:
+    """The study's metric as a score of probabilities where higher is better."""
+
+    def score(probabilities: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"]) -> float:
+        whole = np.ones((1, len(targets)), np.float32)
+        return METRICS[metric].sign * float(bootstrap(metric, probabilities, targets, whole)[0])
+
+    return score

@@ -9,14 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
-from jaxtyping import Float, Int
+from jaxtyping import UInt8
 from threadpoolctl import threadpool_limits
 
 from graft.backbones.activations import Activations, extracting
+from graft.backbones.ahead import Ahead
 from graft.backbones.catalogue import Entry
 from graft.backbones.graph import parameters, tap_output
 from graft.backbones.trunks import CHECK_IMAGES, TapRow, TrunkFile, trunk_of
@@ -25,25 +27,42 @@ from graft.deploy.assemble import assembled
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
 from graft.judging.cost import latency_ms
-from graft.judging.metrics import METRICS
-from graft.judging.uncertainty import bootstrap
 from graft.learning import ridge
 from graft.learning.neighbours import neighbour_probabilities
 from graft.store import content_key
-from graft.studies.frame import Event, Frame, Trial
+from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.recipe import Recipe
 
 LATENCY_THREADS = 1
 NEIGHBOUR_ROWS = 6_000  # beyond, the quadratic cost of the second opinion would exceed that of the first
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Probed:
+    """An opened trunk, what it puts out, and a trial per tap, of which neither size nor latency is known yet."""
+
+    trunk: TrunkFile
+    activations: Activations
+    trials: tuple[Trial, ...]
+
+
 def probing(
-    frame: Frame, entry: Entry, geometry: Preprocess, *, suffix: str = ""
-) -> Generator[Event, None, list[Trial]]:
-    """Measure all taps of one backbone. The images must have been decoded for `geometry`."""
+    frame: Frame,
+    entry: Entry,
+    geometry: Preprocess,
+    *,
+    ahead: Ahead,
+    samples: UInt8[np.ndarray, "m h w c"],
+    suffix: str = "",
+) -> Generator[Event, None, Probed]:
+    """Measure all taps of one backbone. The images must have been decoded for `geometry`; `samples`: see `trunk_of`."""
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
-    samples = np.array(pixels[check_rows(frame)])
-    yield Event("progress", f"{entry.name}: opening", remaining_seconds=frame.remaining_seconds())
+    opening = Event("progress", f"{entry.name}: opening", remaining_seconds=frame.remaining_seconds())
+    yield opening
+    if frame.compute.device == "cpu":
+        import openvino  # noqa: F401 (0.2 s, while the second process still works)
+    for _ in ahead.waiting(entry, geometry):
+        yield replace(opening, remaining_seconds=frame.remaining_seconds())
     trunk = trunk_of(
         entry,
         geometry,
@@ -53,19 +72,19 @@ def probing(
         samples=samples,
         compute=frame.compute,
     )
-    return (yield from measuring_taps(frame, trunk, pixels, suffix=suffix))
+    return (yield from heads_on_taps(frame, trunk, pixels, suffix=suffix))
 
 
-def measuring_taps(
+def heads_on_taps(
     frame: Frame, trunk: TrunkFile, pixels: np.ndarray, *, suffix: str = ""
-) -> Generator[Event, None, list[Trial]]:
+) -> Generator[Event, None, Probed]:
     """The taps of an opened trunk as trials."""
     activations = yield from _activations(frame, trunk, pixels)
     trials = []
     for tap in trunk.taps:
         recipe = recipe_of(trunk, tap, suffix=suffix)
         probabilities, seconds = _out_of_fold(frame, recipe, activations, tap)
-        trials.append(_trial(frame, trunk, tap, recipe, probabilities, seconds, activations))
+        trials.append(_trial(trunk, tap, recipe, probabilities, seconds, activations))
         yield Event(
             "progress",
             f"{trunk.entry.name}: heads",
@@ -73,6 +92,16 @@ def measuring_taps(
             len(trunk.taps),
             remaining_seconds=frame.remaining_seconds(),
         )
+    return Probed(trunk, activations, tuple(trials))
+
+
+def priced(frame: Frame, probed: Probed) -> list[Trial]:
+    """The trials with what they cost as packed models, and with the second opinion of their neighbours."""
+    trials = []
+    for tap, trial in zip(probed.trunk.taps, probed.trials, strict=True):
+        weights, size, latency = costs(frame, probed.trunk, tap)
+        knn = _second_opinion(frame, trial.recipe, probed.activations, tap)
+        trials.append(replace(trial, parameters=weights, model_bytes=size, latency_ms=latency, knn=knn))
     return trials
 
 
@@ -89,16 +118,6 @@ def recipe_of(trunk: TrunkFile, tap: TapRow, *, suffix: str = "") -> Recipe:
         cut=tap.name,
         settings=content_key("ridge.v1", trunk.runner, len(trunk.taps)),
     )
-
-
-def criterion(metric: str) -> ridge.Criterion:
-    """The study's metric as a score of probabilities where higher is better."""
-
-    def score(probabilities: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"]) -> float:
-        whole = np.ones((1, len(targets)), np.float32)
-        return METRICS[metric].sign * float(bootstrap(metric, probabilities, targets, whole)[0])
-
-    return score
 
 
 def _activations(frame: Frame, trunk: TrunkFile, pixels: np.ndarray) -> Generator[Event, None, Activations]:
@@ -167,7 +186,6 @@ def _recorded(
 
 
 def _trial(
-    frame: Frame,
     trunk: TrunkFile,
     tap: TapRow,
     recipe: Recipe,
@@ -175,15 +193,14 @@ def _trial(
     seconds: float,
     activations: Activations,
 ) -> Trial:
-    weights, size, latency = costs(frame, trunk, tap)
     return Trial(
         recipe=recipe,
         probabilities=probabilities,
         train_seconds=seconds,
         extract_seconds=activations.seconds,
-        model_bytes=size,
-        parameters=weights,
-        latency_ms=latency,
+        model_bytes=None,
+        parameters=trunk.entry.parameters or 0,
+        latency_ms=None,
         tap_index=tap.index,
         taps=len(trunk.taps),
         about={
@@ -193,7 +210,6 @@ def _trial(
             "runner": trunk.runner,
             "notice": trunk.notice,
         },
-        knn=_second_opinion(frame, recipe, activations, tap),
     )
 
 
@@ -254,6 +270,11 @@ def _second_opinion(
         }
         stored = frame.store.put(key, facts)
     return {name: float(value) for name, value in stored.facts.items()}
+
+
+def samples_of(frame: Frame, geometry: Preprocess) -> UInt8[np.ndarray, "m h w c"]:
+    """The images on which runtimes are compared, decoded before for `geometry`."""
+    return np.array(open_pixels(frame.dataset, geometry, store=frame.store)[check_rows(frame)])
 
 
 def check_rows(frame: Frame) -> np.ndarray:

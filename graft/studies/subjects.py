@@ -20,8 +20,7 @@ from graft.images.folds import split
 from graft.judging.metrics import METRICS
 from graft.judging.uncertainty import draw_weights, estimate
 from graft.learning import ridge
-from graft.studies.frame import Frame
-from graft.studies.probe import criterion
+from graft.studies.frame import Frame, criterion
 
 
 def kept_together(dataset: Dataset, *, groups: str) -> Dataset:

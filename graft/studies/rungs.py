@@ -1,0 +1,204 @@
+"""The rungs of a study in the order of growing cost: every backbone frozen, then training from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from graft.backbones.ahead import Ahead
+from graft.backbones.catalogue import Entry
+from graft.backbones.trunks import TrunkFile, untrained_trunk
+from graft.errors import BackboneError
+from graft.images.dataset import Preprocess
+from graft.images.pixels import decoded, open_pixels, preparing
+from graft.judging.metrics import METRICS
+from graft.studies.board import board
+from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.plan import Plan, geometry_of, pilot
+from graft.studies.probe import check_rows, heads_on_taps, priced, probing, samples_of
+from graft.studies.scratching import scratching
+
+if TYPE_CHECKING:
+    from graft.learning.training import TrainingSettings
+else:
+    TrainingSettings = Any
+
+SCRATCH_SHARE = 0.4  # of the budget is kept for training from scratch, unless --only frozen
+LEAST_TRAINING = 0.2e12  # multiply-adds of a fold, forward
+TRAINING_SPEED = 27e9  # forward multiply-adds per second of training on two cores with bfloat16
+
+Working = Generator[Event, None, None]
+
+
+@dataclass(slots=True)
+class Progress:
+    """What has been measured so far."""
+
+    trials: list[Trial] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    trunks: dict[str, TrunkFile] = field(default_factory=dict)
+
+
+def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Working:
+    if frame.settings.only == "scratch":
+        return
+    if not planned.backbones:
+        yield from _untrained(frame, done)
+        return
+    yield Event("stage", f"Probing {len(planned.backbones)} backbones at every depth")
+    done.reasons |= {entry.name: why for entry, why in planned.backbones}
+    fit = yield from _pilot(frame, planned, done, ahead)
+    yield from prepare(frame, [geometry_of(entry, frame.dataset, fit) for entry, _ in planned.backbones])
+    for entry, _ in planned.backbones:
+        geometry = geometry_of(entry, frame.dataset, fit)
+        ahead.open(entry, geometry, samples_of(frame, geometry))
+    reserve = 0.0 if frame.settings.only == "frozen" else SCRATCH_SHARE * frame.settings.budget_seconds
+    for entry, _ in planned.backbones:
+        geometry = geometry_of(entry, frame.dataset, fit)
+        if any(
+            trial.recipe.backbone == entry.name and trial.recipe.geometry == geometry for trial in done.trials
+        ):
+            continue
+        if done.trials and frame.remaining_seconds() < reserve and not _known(frame, entry):
+            yield from tell(done, f"{entry.name} was not probed: the budget is kept for what follows.")
+            continue
+        yield from _probed(frame, entry, geometry, done, ahead, samples=samples_of(frame, geometry))
+    if not done.trials:
+        raise BackboneError("No backbone could be opened. " + " ".join(done.notices[-2:]))
+    yield Event("board", "all backbones probed", board=board(frame, done.trials))
+
+
+def _known(frame: Frame, entry: Entry) -> bool:
+    """Whether an earlier session of this study had come to this backbone: its results cost nothing."""
+    return any(str(record.get("name", "")).startswith(f"{entry.name}/") for record in frame.journal.records)
+
+
+def _probed(
+    frame: Frame,
+    entry: Entry,
+    geometry: Preprocess,
+    done: Progress,
+    ahead: Ahead,
+    *,
+    samples: UInt8[np.ndarray, "m h w c"],
+    suffix: str = "",
+) -> Working:
+    try:
+        probed = yield from probing(frame, entry, geometry, ahead=ahead, samples=samples, suffix=suffix)
+    except BackboneError as error:
+        yield from tell(done, f"{entry.name} is left out: {error}")
+        return
+    if not done.trials:
+        yield from _first_answer(frame, probed.trials)
+    trials = priced(frame, probed)
+    done.trials += trials
+    odd = trials[0].about["notice"]
+    if odd and odd not in done.notices:
+        yield from tell(done, odd)
+    best = board(frame, trials)[0]
+    yield Event("result", f"{best['id']}: {METRICS[frame.settings.metric].label} {best['text']}")
+
+
+def _first_answer(frame: Frame, trials: Sequence[Trial]) -> Working:
+    """The first leaderboard; sizes and latencies, which take another second, come later."""
+    if frame.journal.find("first_answer", {}) is None:
+        frame.journal.append("first_answer", {})
+    yield Event("board", "the first answer", board=board(frame, trials))
+
+
+def _pilot(
+    frame: Frame, planned: Plan, done: Progress, ahead: Ahead
+) -> Generator[Event, None, Literal["crop", "squash", "pad"]]:
+    """Crop or squash? One backbone tries both; its lower out-of-fold log loss decides for all. Both stay candidates."""
+    if frame.settings.fit != "auto":
+        return frame.settings.fit
+    entry = pilot(planned.backbones)
+    fits: tuple[Literal["crop"], Literal["squash"]] = ("crop", "squash")
+    geometries = {fit: geometry_of(entry, frame.dataset, fit) for fit in fits}
+    samples = np.concatenate(decoded(frame.dataset, check_rows(frame), list(geometries.values())))
+    ahead.open(entry, geometries["crop"], samples)
+    yield from prepare(frame, list(geometries.values()))
+    losses: dict[Literal["crop", "squash", "pad"], float] = {}
+    loss = criterion("log_loss")
+    for fit in fits:
+        before = len(done.trials)
+        yield from _probed(frame, entry, geometries[fit], done, ahead, samples=samples, suffix=f"@{fit}")
+        losses[fit] = min(
+            (-loss(t.probabilities, frame.targets) for t in done.trials[before:]), default=np.inf
+        )
+    better: Literal["crop", "squash"] = "squash" if losses["squash"] < losses["crop"] else "crop"
+    done.trials = [
+        replace(trial, recipe=replace(trial.recipe, name=trial.recipe.name.removesuffix(f"@{better}")))
+        for trial in done.trials
+    ]
+    if np.isfinite(losses[better]):
+        yield from tell(
+            done,
+            f"Images are {'squashed to a square' if better == 'squash' else 'cropped at the centre'}: on {entry.name} "
+            f"this has the lower log loss ({losses[better]:.3f}; crop {losses['crop']:.3f}, squash {losses['squash']:.3f}).",
+        )
+    return better
+
+
+def _untrained(frame: Frame, done: Progress) -> Working:
+    """Nothing to transfer from: the features of an untrained network show what learning is worth."""
+    from graft.backbones.scratch import design
+
+    yield Event("stage", "Measuring the features of an untrained network")
+    if frame.journal.find("untrained", {}) is None:
+        frame.journal.append("untrained", {})
+    made, geometry = design(frame.dataset, development=len(frame.rows))
+    yield from prepare(frame, [geometry])
+    pixels = open_pixels(frame.dataset, geometry, store=frame.store)
+    trunk = untrained_trunk(
+        made,
+        geometry,
+        seed=frame.settings.seed,
+        store=frame.store,
+        samples=samples_of(frame, geometry),
+        compute=frame.compute,
+    )
+    probed = yield from heads_on_taps(frame, trunk, pixels, suffix="@untrained")
+    yield from _first_answer(frame, probed.trials)
+    done.trials += priced(frame, probed)
+
+
+def scratch_rung(frame: Frame, done: Progress) -> Working:
+    from graft.backbones.scratch import design
+
+    yield Event("stage", f"Training a small CNN from scratch on the same {frame.folds.count} folds")
+    made, geometry = design(frame.dataset, development=len(frame.rows))
+    yield from prepare(frame, [geometry])
+    trial = yield from scratching(frame, made, geometry, training_settings(frame))
+    if trial is not None:
+        first = not done.trials
+        done.trials.append(trial)
+        if first:
+            yield from _first_answer(frame, done.trials)
+            return
+    yield Event("board", "trained from scratch", board=board(frame, done.trials))
+
+
+def training_settings(frame: Frame) -> TrainingSettings:
+    """How long to train is a function of the budget, not of the clock: every fold and the last fit get the same."""
+    from graft.learning.training import TrainingSettings
+
+    alone = frame.settings.only == "scratch" or frame.journal.find("untrained", {}) is not None
+    seconds = frame.settings.budget_seconds * (0.85 if alone else SCRATCH_SHARE) / (frame.folds.count + 1)
+    return TrainingSettings(multiply_adds=max(LEAST_TRAINING, seconds * TRAINING_SPEED))
+
+
+def prepare(frame: Frame, geometries: Sequence[Preprocess]) -> Working:
+    unique = list(dict.fromkeys(geometries))
+    for done, total in preparing(frame.dataset, unique, store=frame.store, threads=frame.compute.threads):
+        yield Event("progress", "decoding", done, total, frame.remaining_seconds())
+
+
+def tell(done: Progress, notice: str) -> Working:
+    done.notices.append(notice)
+    yield Event("notice", notice)
