@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 from graft.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from graft.api import check, study
+    from graft.api import check, pretrain, study
     from graft.deploy.bundle import Bundle, Prediction, load
     from graft.errors import GraftError
     from graft.studies.results import StudyResult
 
-__all__ = ["study", "check", "load", "StudyResult", "Bundle", "Prediction", "GraftError", "__version__"]
+__all__ = ["study", "check", "pretrain", "load", "StudyResult", "Bundle", "Prediction", "GraftError", "__version__"]
 
 _HOMES = {
     "study": "graft.api",
     "check": "graft.api",
+    "pretrain": "graft.api",
     "load": "graft.deploy.bundle",
     "Bundle": "graft.deploy.bundle",
     "Prediction": "graft.deploy.bundle",

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from graft.images.dataset import Dataset
 from graft.studies.frame import Event
 from graft.studies.results import StudyResult
 from graft.studies.settings import Settings, resolved
+
+if TYPE_CHECKING:
+    from graft.pretraining.publishing import Published
+else:  # torch is not needed to name it
+    Published = Any
 
 
 def study(
@@ -76,6 +82,75 @@ def running(settings: Settings, *, command: str) -> Generator[Event, None, Study
     yield Event("progress", "writing the report")
     write(result.run)
     return result
+
+
+def pretrain(
+    source: str | Path,
+    *,
+    out: str | Path,
+    name: str | None = None,
+    student: str = "small",
+    teacher: str | None = None,
+    weights: str | Path | None = None,
+    size: int = 96,
+    input_size: int | None = None,
+    epochs: int | None = None,
+    batch_size: int = 128,
+    budget: str | int | float | None = None,
+    lr: float = 1e-3,
+    init: str = "auto",
+    made: float = 0.0,
+    hint: float = 1.0,
+    target_space: str | int = "8GB",
+    device: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Published:
+    """Make a backbone of `source` for the weights folder `out`, and return where it is, with its metrics.
+
+    `source`: a folder of images (classes, nested or flat), or Parquet files. With a `teacher` (a name as `graft models`
+    lists them, its file in the folder `weights`, or from the hub) the student learns to see as it does; without one it
+    learns from the labels. `student`: `"small"`, `"tiny"` or an architecture of timm. `size`: pixels a side while
+    training, 64 to 384; `input_size`: those of the result (a third more). `epochs` and `budget` (seconds, or `"2h"`) are
+    limits. `init`: `"teacher"` starts from the pruned teacher, `"random"` does not, `"auto"` does where the layouts
+    allow it. `made`: share of images that Graft makes itself, 0 to 0.9. `hint`: weight of the teacher's earlier taps.
+    `target_space`: disk for the teacher's answers. `resume` goes on from the last checkpoint and ends in the same
+    weights as a training that was never interrupted (same seed, same machine).
+
+    Raises GraftError with a sentence for whatever cannot be done.
+    """
+    from graft.pretraining.pretrain import pretraining
+    from graft.pretraining.settings import resolved_pretraining
+
+    settings = resolved_pretraining(
+        source,
+        out=out,
+        name=name,
+        student=student,
+        teacher=teacher,
+        weights=weights,
+        size=size,
+        input_size=input_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        budget=budget,
+        lr=lr,
+        init=init,
+        made=made,
+        hint=hint,
+        target_space=target_space,
+        device=device,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    work = pretraining(settings)
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return finished.value
 
 
 def check(source: str | Path) -> Dataset:

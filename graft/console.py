@@ -16,6 +16,8 @@ from graft.errors import SettingsError
 if TYPE_CHECKING:
     from graft.backbones.catalogue import Entry
     from graft.images.dataset import Dataset
+    from graft.pretraining.publishing import Published
+    from graft.pretraining.records import Event as Happening
     from graft.studies.frame import Event
     from graft.studies.results import StudyResult
 
@@ -43,6 +45,51 @@ def count(steps: Iterator[tuple[int, int]], text: str, *, to_stderr: bool) -> No
             live.show(Event("progress", text, done, total))
 
 
+def follow_pretraining(events: Generator[Happening, None, Published]) -> Published:
+    """Show a training's progress, its remaining time and a line per epoch, and return what it published."""
+    from graft.pretraining.records import Epoch, Progress
+
+    console = _console()
+    with _Live(console, plain_seconds=60.0) as live:
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as finished:
+                return finished.value
+            if isinstance(event, Progress):
+                parts = (
+                    event.detail,
+                    f"{duration(event.remaining_seconds)} left" if event.remaining_seconds else "",
+                )
+                live.bar(event.text, event.done, event.total, ", ".join(filter(None, parts)))
+            elif isinstance(event, Epoch):
+                console.print(_epoch_line(event), soft_wrap=True)
+            else:
+                console.print(f"  {escape(event.text)}", soft_wrap=True)
+
+
+def _epoch_line(epoch: Epoch) -> str:
+    parts = [f"epoch {epoch.number}/{epoch.planned}", f"loss {epoch.train_loss:.4f}"]
+    if epoch.held_loss is not None:
+        parts.append(f"held out {epoch.held_loss:.4f}")
+    if epoch.held_accuracy is not None:
+        parts.append(f"right {100 * epoch.held_accuracy:.1f} %")
+    parts += [
+        f"lr {epoch.learning_rate:.2e}",
+        f"{epoch.images_per_second:.0f} images/s",
+        duration(epoch.seconds),
+    ]
+    return "  " + ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`2 h 05 min`, `4 min 20 s`, `12 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
 def _console(*, to_stderr: bool = False) -> Console:
     """A terminal as wide as it is; files and pipes get lines of 120."""
     console = Console(stderr=to_stderr, highlight=False)
@@ -52,8 +99,9 @@ def _console(*, to_stderr: bool = False) -> Console:
 class _Live:
     """A progress bar on a terminal; elsewhere a line now and then."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, plain_seconds: float = PLAIN_SECONDS) -> None:
         self.console = console
+        self.plain_seconds = plain_seconds
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -86,18 +134,22 @@ class _Live:
 
     def _progress(self, event: Event) -> None:
         left = f"{event.remaining_seconds:.0f} s of the budget left" if event.remaining_seconds > 0 else ""
+        self.bar(event.text, event.done, event.total, left)
+
+    def bar(self, text: str, done: int, total: int, left: str) -> None:
+        """Show that `done` of `total` are done, and what is `left` in words."""
         if self.console.is_terminal:
-            if self.task is not None and event.text != self.text:
+            if self.task is not None and text != self.text:
                 self.progress.remove_task(self.task)
                 self.task = None
             if self.task is None:
-                self.task = self.progress.add_task(escape(event.text), total=max(event.total, 1), left=left)
-            self.progress.update(self.task, completed=event.done, total=max(event.total, 1), left=left)
-        elif event.text != self.text or time.monotonic() - self.printed > PLAIN_SECONDS:
-            where = f" {event.done}/{event.total}" if event.total else ""
-            self.console.print(f"  {escape(event.text)}{where}{f' ({left})' if left else ''}", soft_wrap=True)
+                self.task = self.progress.add_task(escape(text), total=max(total, 1), left=left)
+            self.progress.update(self.task, completed=done, total=max(total, 1), left=left)
+        elif text != self.text or time.monotonic() - self.printed > self.plain_seconds:
+            where = f" {done}/{total}" if total else ""
+            self.console.print(f"  {escape(text)}{where}{f' ({left})' if left else ''}", soft_wrap=True)
             self.printed = time.monotonic()
-        self.text = event.text
+        self.text = text
 
 
 def board(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
@@ -287,7 +339,8 @@ def show_models(rows: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
     if console.is_terminal:
         console.print(
-            "[dim]here: can be used now; hub: is downloaded when used; unreachable: cannot be had now[/dim]"
+            "[dim]here: can be used now; embedded: comes with Graft; hub: is downloaded when used; unreachable: cannot "
+            "be had now[/dim]"
         )
 
 
@@ -295,15 +348,15 @@ def doctor_facts(weights: str | None) -> dict[str, Any]:
     """Versions, devices, what can be had offline, and the cache."""
     from graft.backbones.catalogue import rows
     from graft.backbones.hub import reach_hub
-    from graft.backbones.weights import folder_from, locate
+    from graft.backbones.weights import folder_from, held, locate
     from graft.compute import choose, cpu_has_bf16
     from graft.store import Store
     from graft.studies.results import environment
 
     folder, reach, store, compute = folder_from(weights), reach_hub(), Store(), choose("auto")
-    held = folder.entries if folder else ()
-    names = {entry.name for entry in held}
-    entries = [*held, *(row for row in rows() if row.name not in names)]
+    here = held(folder)
+    names = {entry.name for entry in here}
+    entries = [*here, *(row for row in rows() if row.name not in names)]
     places = locate(entries, folder=folder, reach=reach)
     return {
         "versions": environment(),
@@ -312,7 +365,7 @@ def doctor_facts(weights: str | None) -> dict[str, Any]:
         "cpu_bf16": cpu_has_bf16(),
         "hub": "reachable" if reach.hub else "not reachable",
         "weights_folder": str(folder.path) if folder else None,
-        "here": sorted(name for name, place in places.items() if place == "here"),
+        "here": sorted(name for name, place in places.items() if place in ("here", "embedded")),
         "unreachable": sum(place == "unreachable" for place in places.values()),
         "cache": {"folder": str(store.folder), "bytes": store.size_bytes(), "limit_bytes": store.limit_bytes},
     }

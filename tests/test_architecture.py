@@ -14,11 +14,12 @@ from PIL import Image
 
 PACKAGE = Path(__file__).parents[1] / "graft"
 ORDER = (
-    ("errors", "version"),
+    ("errors", "version", "quantities"),
     ("store", "compute"),
     ("images",),
     ("backbones",),
     ("learning",),
+    ("pretraining",),
     ("judging",),
     ("deploy",),
     ("studies",),

@@ -13,6 +13,7 @@ from PIL import Image
 
 import graft
 from graft import api, cli, errors
+from graft.pretraining.settings import resolved_pretraining
 from graft.studies.settings import Settings, resolved
 
 
@@ -43,6 +44,16 @@ def test_the_command_line_has_every_option_with_the_same_default() -> None:
     for name, parameter in inspect.signature(graft.study).parameters.items():
         if name != "source":
             assert options[name] == parameter.default, name
+
+
+def test_pretrain_takes_the_same_options_everywhere() -> None:
+    offered = dict(inspect.signature(graft.pretrain).parameters)
+    options = vars(cli._parser().parse_args(["pretrain", "photos", "--out", "weights"]))
+    settled = dict(inspect.signature(resolved_pretraining).parameters)
+    assert set(settled) - set(offered) == {"checkpoint_seconds"} and set(offered) <= set(settled)
+    for name, parameter in offered.items():
+        assert parameter.default == settled[name].default, name
+        assert name in ("source", "out") or options[name] == parameter.default, name
 
 
 def test_every_error_is_a_graft_error() -> None:

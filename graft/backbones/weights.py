@@ -1,4 +1,4 @@
-"""Where weights come from: a weights folder, or the hub and its local cache; and networks to load them into.
+"""Where weights come from: a weights folder, Graft itself, or the hub and its cache; and networks to load them into.
 
 In: a catalogue `Entry`. Out: its state as float32 tensors with the digest of the file it came from, or one sentence
 about why it cannot be had. A weights folder holds `weights.json` (format 1) and one safetensors file per entry; each
@@ -10,6 +10,7 @@ Not covered: fetching (`graft.backbones.hub`), and checking that a state fits it
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from graft.backbones.catalogue import Entry, InputSpec, computed, family_of
 from graft.backbones.hub import Reach, cached, file_digest, load_from_hub, load_from_torchvision
 from graft.backbones.hub import reach_hub as reach_hub
+from graft.backbones.students import build_student, student_cost
 from graft.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 else:  # listing the catalogue must not wait for torch
     Tensor = Module = object
 
-Place = Literal["here", "hub", "unreachable"]
+Place = Literal["here", "embedded", "hub", "unreachable"]
 
 FORMAT = 1
 PRETRAINING = {
@@ -39,6 +41,8 @@ PRETRAINING = {
     "ImageNet-21k": "in21k",
     "ImageNet-22k": "in21k",
 }
+LIBRARIES = ("timm", "torchvision", "graft")
+EMBEDDED = Path(__file__).with_name("embedded_weights")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -103,24 +107,51 @@ def folder_from(option: str | Path | None) -> WeightsFolder | None:
     return WeightsFolder.open(chosen) if chosen else None
 
 
+def embedded() -> WeightsFolder | None:
+    """The weights folder that comes with Graft itself, if this copy of it has one."""
+    return _opened(EMBEDDED)
+
+
+@functools.cache
+def _opened(place: Path) -> WeightsFolder | None:
+    return WeightsFolder.open(place) if (place / "weights.json").is_file() else None
+
+
+def held(folder: WeightsFolder | None) -> tuple[Entry, ...]:
+    """What is on this machine in any case: the networks of the folder, then the embedded ones of other names."""
+    own = folder.entries if folder else ()
+    names = {entry.name for entry in own}
+    within = embedded()
+    return (*own, *(entry for entry in (within.entries if within else ()) if entry.name not in names))
+
+
 def locate(entries: Sequence[Entry], *, folder: WeightsFolder | None, reach: Reach) -> dict[str, Place]:
-    """Where the weights of each entry are now: in the folder or a local cache, on a host that answers, or nowhere."""
-    held = {entry.name for entry in folder.entries} if folder else set()
+    """Where the weights of each entry are now: in the folder or a local cache, inside Graft, on a host that answers,
+    or nowhere."""
+    named = {entry.name for entry in folder.entries} if folder else set()
 
     def place(entry: Entry) -> Place:
-        if entry.name in held or cached(entry) is not None:
+        if entry.name in named or cached(entry) is not None:
             return "here"
+        if _file_of(entry, None) is not None:
+            return "embedded"
         return "hub" if reach.serves(entry) else "unreachable"
 
     return {entry.name: place(entry) for entry in entries}
 
 
+def _file_of(entry: Entry, folder: WeightsFolder | None) -> WeightsFile | None:
+    """The file in the folder that was named, else the one inside Graft."""
+    places = (place for place in (folder, embedded()) if place is not None)
+    return next((file for place in places if (file := place.file(entry.name)) is not None), None)
+
+
 def load_state(entry: Entry, *, folder: WeightsFolder | None, reach: Reach) -> LoadedWeights:
-    """The weights of `entry`: from the folder, a local cache, or the host it names, in this order.
+    """The weights of `entry`: from the folder or inside Graft, a local cache, or the host it names, in this order.
 
     Raises BackboneError, and at once, if the host did not answer before; if a file is damaged, altered or missing.
     """
-    file = folder.file(entry.name) if folder else None
+    file = _file_of(entry, folder)
     if file is not None:
         return _from_folder(file)
     if cached(entry) is None and not reach.serves(entry):
@@ -135,7 +166,7 @@ def load_state(entry: Entry, *, folder: WeightsFolder | None, reach: Reach) -> L
 
 def known_digest(entry: Entry, *, folder: WeightsFolder | None) -> str | None:
     """The sha256 of the file that `load_state` would read, found without loading it; None before it is downloaded."""
-    file = folder.file(entry.name) if folder else None
+    file = _file_of(entry, folder)
     if file is not None:
         return file.sha256
     cached = _cached(entry)
@@ -154,6 +185,8 @@ def build_network(library: str, architecture: str, arguments: Mapping[str, Any])
             import torchvision
 
             return torchvision.models.get_model(architecture, weights=None, **arguments)
+        if library == "graft":
+            return build_student(architecture, **arguments)
         if architecture == "mobilenetv1":
             return _mobilenetv1(**arguments)
         import timm
@@ -200,8 +233,10 @@ def _weights_file(folder: Path, row: Any, place: int) -> WeightsFile:
     try:
         relative = PurePosixPath(row["file"])
         sha256 = str(row["sha256"]).lower()
-        if row["library"] not in ("timm", "torchvision"):
-            raise BackboneError(f"{where}: unknown library {row['library']!r}; use timm or torchvision.")
+        if row["library"] not in LIBRARIES:
+            raise BackboneError(
+                f"{where}: unknown library {row['library']!r}; use one of {', '.join(LIBRARIES)}."
+            )
         if relative.is_absolute() or ".." in relative.parts or relative.suffix != ".safetensors":
             raise BackboneError(f"{where}: {row['file']!r} must be a .safetensors file inside the folder.")
         path = folder.joinpath(*relative.parts)
@@ -219,7 +254,8 @@ def _folder_entry(row: Mapping[str, Any], path: Path) -> Entry:
     if classes != 1000:
         arguments["num_classes"] = classes
     parameters, floats = _counted(path)
-    gmacs, stages = computed(row["architecture"], arguments, int(row["input"]["size"]))
+    cost = student_cost if row["library"] == "graft" else computed
+    gmacs, stages = cost(row["architecture"], arguments, int(row["input"]["size"]))
     trained_on = row.get("trained_on") or "unknown"
     return Entry(
         name=row["name"],

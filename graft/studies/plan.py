@@ -14,13 +14,20 @@ import numpy as np
 
 from graft.backbones import catalogue
 from graft.backbones.catalogue import Entry
-from graft.backbones.weights import Reach, WeightsFolder, locate
+from graft.backbones.weights import Reach, WeightsFolder, held, locate
 from graft.errors import BackboneError
 from graft.images.dataset import Dataset, Preprocess
 from graft.studies.settings import Settings
 
 # int8 and truncation make a network smaller than its float32 file; a lower tap of one four times too large may fit.
 SIZE_SLACK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Shelf:
+    """The networks that are on this machine in any case, for looking up names."""
+
+    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ def plan(settings: Settings, *, folder: WeightsFolder | None, reach: Reach) -> P
     notices: list[str] = []
     chosen: dict[str, tuple[Entry, str]] = {}
     for name in settings.backbones:
-        entry, notice = catalogue.resolve(name, folder)
+        entry, notice = catalogue.resolve(name, _Shelf(held(folder)))
         notices += [notice] if notice else []
         if locate([entry], folder=folder, reach=reach)[entry.name] == "unreachable":
             raise BackboneError(
@@ -52,18 +59,20 @@ def plan(settings: Settings, *, folder: WeightsFolder | None, reach: Reach) -> P
 
 
 def _automatic(settings: Settings, folder: WeightsFolder | None, reach: Reach) -> Plan:
-    held = folder.entries if folder else ()
-    known = [*held, *(row for row in catalogue.rows() if row.name not in {entry.name for entry in held})]
+    here = held(folder)
+    names = {entry.name for entry in here}
+    known = [*here, *(row for row in catalogue.rows() if row.name not in names)]
     places = locate(known, folder=folder, reach=reach)
     within = [entry for entry in known if places[entry.name] != "unreachable"]
     missing = len(known) - len(within)
     most = settings.max_bytes * SIZE_SLACK if settings.max_bytes else None
-    chosen = catalogue.stratified(within, max_bytes=most)
+    own = [entry for entry in within if places[entry.name] == "embedded"]
+    chosen = _with_own(catalogue.stratified(within, max_bytes=most), own, most)
     notices = []
     if missing:
         notices.append(
             f"{missing} networks of the catalogue cannot be had now. {reach.reason} "
-            f"{len(within)} can, from {'the weights folder and local caches' if held else 'local caches'}."
+            f"{len(within)} can, from {_from_where(folder, own)}."
         )
     left = [entry.name for entry in within if entry.name not in {one.name for one, _ in chosen}]
     if left:
@@ -76,6 +85,24 @@ def _automatic(settings: Settings, folder: WeightsFolder | None, reach: Reach) -
             "stand in for comparison. Name a weights folder with --weights DIR or GRAFT_WEIGHTS."
         )
     return Plan(tuple(sorted(chosen, key=_cost)), tuple(notices))
+
+
+def _with_own(
+    chosen: list[tuple[Entry, str]], own: Sequence[Entry], most: int | None
+) -> list[tuple[Entry, str]]:
+    """The choice with every embedded backbone that keeps within the limit: it costs little and is always there."""
+    names = {entry.name for entry, _ in chosen}
+    missing = [entry for entry in own if entry.name not in names]
+    fitting = [entry for entry in missing if most is None or (entry.bytes or 0) <= most]
+    return [*chosen, *((entry, "comes with Graft") for entry in fitting)]
+
+
+def _from_where(folder: WeightsFolder | None, own: Sequence[Entry]) -> str:
+    places = ["the weights folder"] if folder else []
+    places += ["Graft itself"] if own else []
+    return " and ".join(
+        [", ".join([*places, "local caches"][:-1]), "local caches"] if places else ["local caches"]
+    )
 
 
 def _cost(choice: tuple[Entry, str]) -> tuple[float, int, str]:

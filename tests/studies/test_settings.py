@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from graft.compute import DEVICES
 from graft.errors import SettingsError
 from graft.judging.metrics import METRICS
-from graft.studies.settings import LARGEST, milliseconds, resolved, seconds, size_bytes
+from graft.quantities import LARGEST, milliseconds, seconds, size_bytes
+from graft.studies.settings import resolved
 
 PARSERS = {seconds: "--budget", size_bytes: "--max-size", milliseconds: "--max-latency"}
 
@@ -44,8 +45,8 @@ def test_everything_at_once() -> None:
     [
         ("metric", "f1", list(METRICS)),
         ("metric", "", list(METRICS)),
-        ("only", "everything", ["frozen", "scratch"]),
-        ("only", "", ["frozen", "scratch"]),
+        ("only", "everything", ["frozen", "finetuned", "scratch"]),
+        ("only", "", ["frozen", "finetuned", "scratch"]),
         ("fit", "stretch", ["auto", "crop", "squash", "pad"]),
         ("device", "tpu", list(DEVICES)),
         ("folds", 1, ["2", "20"]),
