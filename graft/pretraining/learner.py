@@ -133,6 +133,8 @@ def new_learner(
                     f"--init teacher: {settings.student} has not the layout of {settings.teacher}, so nothing can be "
                     "inherited. Use --init auto or random, or --student small with a MobileNetV2 as teacher."
                 )
+        if not inherited:
+            _undecided(network)
         opened = tapped(network.eval(), entry, channels=3, size=settings.size)
         widths = tuple(tap.features for tap in opened.taps)
         same = teacher_width is None or teacher_width == widths[-1]
@@ -146,6 +148,14 @@ def new_learner(
         trunk.to(memory_format=torch.channels_last)
     optimizer = _optimizer([*student.parameters(), *bridge.parameters()], settings, compute)
     return Learner(entry, student, average, bridge, widths, inherited, optimizer)
+
+
+def _undecided(network: nn.Module) -> None:
+    """A new classifier gives all classes alike, so that the first loss is that of guessing, not several times more."""
+    classifier = network.get_submodule("classifier") if hasattr(network, "classifier") else None
+    if isinstance(classifier, nn.Linear):
+        nn.init.zeros_(classifier.weight)
+        nn.init.zeros_(classifier.bias)
 
 
 def rate_at(step: int, total: int, peak: float) -> float:

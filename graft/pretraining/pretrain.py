@@ -82,7 +82,6 @@ class _Class:
         device = {
             "device": self.compute.device,
             "bfloat16": self.compute.bf16,
-            "threads": self.compute.threads,
         }
         return {**self.settings.identity, "source": self.source.key, "teacher_sha256": digest, **device}
 
@@ -258,11 +257,6 @@ def _publish(group: _Class, learner: Learner, lesson: Lesson, standing: Standing
         "source": f"graft pretrain, {'distilled from ' + teacher.entry.name if teacher else 'from labels'}",
         "licence": teacher.entry.licence if teacher else "unknown",
         "licence_note": _licence_note(teacher),
-        "parameters": sum(
-            weight.numel()
-            for name, weight in learner.average.network.named_parameters()
-            if "classifier" not in name
-        ),
         "student": group.settings.student,
         "teacher": None
         if teacher is None
@@ -278,7 +272,7 @@ def _publish(group: _Class, learner: Learner, lesson: Lesson, standing: Standing
 
 def _shown(group: _Class) -> dict[str, Any]:
     identity = {name: value for name, value in group.identity.items() if value is not None}
-    return {**identity, "source": group.settings.source.name}
+    return {**identity, "source": group.settings.source.name, "threads": group.compute.threads}
 
 
 def _licence_note(teacher: Teacher | None) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from graft.backbones.catalogue import Entry
 from graft.backbones.opening import open_backbone
+from graft.backbones.weights import build
 from graft.errors import RunError
 from graft.pretraining.learner import headless
 from graft.pretraining.records import Epoch
@@ -68,7 +69,7 @@ def publish(
     content = save(state, {"format": "pt"})
     _try(published, state)
     place = settings.out / f"{settings.name}.safetensors"
-    row = {**_row(settings, published, place.name, content), **facts}
+    row = {**_row(settings, published, place.name, content), **facts, "parameters": _parameters(published)}
     card = settings.out / f"{settings.name}.md"
     try:
         write_atomically(place, content)
@@ -150,10 +151,12 @@ def _row(settings: PretrainSettings, entry: Entry, file: str, content: bytes) ->
     }
 
 
+def _parameters(entry: Entry) -> int:
+    return sum(weight.numel() for weight in build(entry).parameters())
+
+
 def _without_classifier(network: Mapping[str, Tensor], entry: Entry) -> dict[str, Tensor]:
     """Those tensors that the network without a classifier has."""
-    from graft.backbones.weights import build
-
     return {name: network[name] for name in build(entry).state_dict()}
 
 
