@@ -12,9 +12,12 @@ from graft.studies.results import StudyResult
 from graft.studies.settings import Settings, resolved
 
 if TYPE_CHECKING:
+    from graft.deploy.bundle import Bundle
+    from graft.deploy.evaluate import Evaluation
     from graft.pretraining.publishing import Published
-else:  # torch is not needed to name it
-    Published = Any
+    from graft.similar.build import Indexed
+else:  # neither torch nor ONNX Runtime is needed to name them
+    Bundle = Evaluation = Indexed = Published = Any
 
 
 def study(
@@ -42,7 +45,7 @@ def study(
     `overwrite`. `budget`: seconds, or `"5m"`. `weights`: a folder with `weights.json`. `backbones`: `"auto"`, or names
     as `graft models` lists them. `folds`: 2 to 20. `metric`: what decides (`macro_f1`, `accuracy`,
     `balanced_accuracy`, `weighted_f1`, `log_loss` or `brier`). `max_size`, `max_latency`: limits on the packed model,
-    such as `"5MB"` (or bytes) and `"10ms"` (or milliseconds) for one image on one thread. `only`: `"frozen"` or
+    such as `"5MB"` (or bytes) and `"10ms"` (or milliseconds) for one image on one thread. `only`: `"frozen"`, `"finetuned"` or
     `"scratch"`. `fit`: how images become square, `"crop"`, `"squash"` or `"pad"` (`"auto"` measures it). `device`:
     `"auto"`, `"cpu"`, `"cuda"` or `"mps"`. Same seed, same data, same machine: same choice, same numbers.
 
@@ -151,6 +154,56 @@ def pretrain(
             next(work)
         except StopIteration as finished:
             return finished.value
+
+
+def evaluate(bundle: str | Path | Bundle, source: str | Path) -> Evaluation:
+    """Answer the labelled images in `source` with a packed model, and say how good the answers are.
+
+    `bundle`: a folder `model.graft`, or an opened one. `source`: a folder `<class>/...`, a CSV or Parquet file; classes
+    are matched with the model's labels by name, and those that it does not know are counted apart.
+
+    Raises GraftError with a sentence for whatever cannot be done.
+    """
+    from graft.deploy.evaluate import evaluating
+
+    work = evaluating(_opened(bundle), source)
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return finished.value
+
+
+def index(
+    bundle: str | Path | Bundle,
+    source: str | Path,
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    rebuild: bool = False,
+) -> Indexed:
+    """Make the images in `source` searchable with `open_index(out)`, and return counts of what was done.
+
+    An index in `out` is brought up to date: only new and changed images go through the model, those that are gone leave.
+    `overwrite`: it may be one of another model or source. `rebuild`: all images go through the model again.
+
+    Raises GraftError with a sentence for whatever cannot be done.
+    """
+    from graft.similar.build import indexing
+
+    work = indexing(_opened(bundle), source, out=out, overwrite=overwrite, rebuild=rebuild)
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return finished.value
+
+
+def _opened(bundle: str | Path | Bundle) -> Bundle:
+    """The bundle; one that is opened here runs on one thread per image, because many images run at once."""
+    from graft.deploy.bundle import load
+
+    return load(bundle, threads=1) if isinstance(bundle, (str, Path)) else bundle
 
 
 def check(source: str | Path) -> Dataset:

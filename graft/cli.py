@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from graft.errors import GraftError
+from graft.errors import DatasetError, GraftError
 from graft.version import VERSION
 
 EXAMPLES = """examples:
@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(commands)
     _add_pretrain(commands)
     _add_predict(commands)
+    _add_serve(commands)
+    _add_evaluate(commands)
+    _add_index(commands)
+    _add_similar(commands)
     _add_report(commands)
     doctor = commands.add_parser("doctor", help="versions, devices, what is available offline, cache sizes")
     doctor.add_argument("--weights", metavar="DIR", help="a weights folder to look into")
@@ -102,7 +106,7 @@ def _study_options(study: Any, *, out: str, budget: str) -> None:
     study.add_argument(
         "--max-latency", metavar="TIME", help="limit for one image on one thread, such as 10ms"
     )
-    study.add_argument("--only", metavar="WHAT", help="frozen or scratch")
+    study.add_argument("--only", metavar="WHAT", help="frozen, finetuned or scratch")
     study.add_argument(
         "--fit", default="auto", help="how images become square: auto (measured), crop, squash, pad"
     )
@@ -180,6 +184,58 @@ def _add_predict(commands: Any) -> None:
     form.add_argument("--json", action="store_true", help="one JSON object per line")
     form.add_argument("--csv", action="store_true", help="CSV with all probabilities")
     predict.set_defaults(run=_predict)
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser("serve", help="put packed models behind HTTP, with a page to try them")
+    serve.add_argument(
+        "bundles",
+        nargs="+",
+        metavar="bundle",
+        help="folders model.graft, or NAME=FOLDER; the first is the default",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="where to listen (default: this machine only)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: %(default)s)")
+    serve.add_argument("--api-key-file", metavar="FILE", help="ask for one of these keys, one per line")
+    serve.add_argument("--workers", type=int, default=1, help="processes that answer (default: 1)")
+    serve.add_argument("--index", metavar="DIR", help="an index made by `graft index`, for similar images")
+    serve.set_defaults(run=_serve)
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="how good a packed model is on labelled images")
+    evaluate.add_argument("bundle", help="a folder model.graft")
+    evaluate.add_argument("source", help="a folder <class>/..., a CSV or Parquet file")
+    evaluate.add_argument("--csv", metavar="FILE", help="write every image's answer as CSV")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_index(commands: Any) -> None:
+    index = commands.add_parser("index", help="make a folder of images searchable for similar ones")
+    index.add_argument("bundle", help="a folder model.graft")
+    index.add_argument("source", help="a folder of images, a CSV or Parquet file")
+    index.add_argument("--out", metavar="DIR", required=True, help="the index; one that is there is updated")
+    index.add_argument("--overwrite", action="store_true", help="replace an index of another model or folder")
+    index.add_argument("--rebuild", action="store_true", help="embed all images anew")
+    index.set_defaults(run=_index)
+
+
+def _add_similar(commands: Any) -> None:
+    similar = commands.add_parser("similar", help="the images of an index that look most like this one")
+    similar.add_argument("index", help="a folder that `graft index` made")
+    similar.add_argument("images", nargs="*", help="image files or folders to search for")
+    similar.add_argument("--topk", type=int, default=10, help="how many to list for each (default: 10)")
+    similar.add_argument("--duplicates", action="store_true", help="list groups of near-duplicates instead")
+    similar.add_argument(
+        "--threshold",
+        type=float,
+        metavar="S",
+        help="similarity of duplicates, up to 1 (default: by the index)",
+    )
+    similar.add_argument("--model", metavar="DIR", help="the model.graft of the index, if it was moved")
+    similar.add_argument("--json", action="store_true", help="one JSON object per line")
+    similar.set_defaults(run=_similar)
 
 
 def _add_report(commands: Any) -> None:
@@ -336,6 +392,120 @@ def _predict(options: argparse.Namespace) -> int:
     if failed:
         print(f"graft: {failed} of {len(files)} files could not be read and have no answer.", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from graft.serving.process import Service
+    from graft.serving.settings import resolved
+
+    service = Service(
+        resolved(
+            options.bundles,
+            host=options.host,
+            port=options.port,
+            api_key_file=options.api_key_file,
+            workers=options.workers,
+            index=options.index,
+        )
+    )
+    print(f"serving at {service.url} (the page; /docs for programs). Ctrl-C ends it.", flush=True)
+    if service.is_open_to_all:
+        print(
+            f"graft: whoever reaches {options.host} may use this service; --api-key-file asks for a key.",
+            file=sys.stderr,
+        )
+    service.run()
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from graft import console
+    from graft.deploy.bundle import load
+    from graft.deploy.evaluate import evaluating, write_answers
+
+    bundle = load(options.bundle, threads=1)
+    evaluation = console.follow_steps(evaluating(bundle, options.source), to_stderr=options.json)
+    if options.csv:
+        write_answers(evaluation, Path(options.csv))
+    if options.json:
+        print(json.dumps(evaluation.facts, ensure_ascii=False))
+    else:
+        console.show_evaluation(evaluation)
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    from graft import console
+    from graft.deploy.bundle import load
+    from graft.similar.build import indexing
+
+    steps = indexing(
+        load(options.bundle, threads=1),
+        options.source,
+        out=options.out,
+        overwrite=options.overwrite,
+        rebuild=options.rebuild,
+    )
+    console.show_indexed(console.follow_steps(steps))
+    return 0
+
+
+def _similar(options: argparse.Namespace) -> int:
+    from graft.similar.search import open_index
+
+    if options.duplicates == bool(options.images):
+        raise GraftError("graft similar wants either images to search for, or --duplicates.")
+    index = open_index(options.index)
+    if options.duplicates:
+        return _duplicates(options, index)
+    from graft.deploy.bundle import load
+    from graft.similar.search import matching_bundle
+
+    bundle = matching_bundle(index, load(options.model) if options.model else None)
+    files = _image_files([Path(name) for name in options.images])
+    failed = 0
+    for file in files:
+        try:
+            matches = index.search(bundle.embed(file), options.topk)[0]
+        except DatasetError as error:
+            print(f"graft: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        if options.json:
+            found = [{"name": match.name, "similarity": match.similarity} for match in matches]
+            print(json.dumps({"file": str(file), "similar": found}))
+            continue
+        print(f"{file}:")
+        for match in matches:
+            print(f"  {match.similarity:6.3f}  {_shown(index.root / match.name)}")
+    if failed:
+        print(f"graft: {failed} of {len(files)} files could not be read and have no answer.", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _duplicates(options: argparse.Namespace, index: Any) -> int:
+    from graft.similar.duplicates import groups, usual_threshold
+
+    threshold = usual_threshold(index) if options.threshold is None else options.threshold
+    found = groups(index, threshold=threshold)
+    if options.json:
+        for group in found:
+            print(json.dumps({"similarity": group.least, "names": list(group.names)}))
+        return 0
+    for number, group in enumerate(found, start=1):
+        print(f"group {number}: {len(group.names)} images, similarity {group.least:.3f} or more")
+        for name in group.names:
+            print(f"  {_shown(index.root / name)}")
+    images = sum(len(group.names) for group in found)
+    print(
+        f"{len(found)} groups with {images} of {len(index)} images, by a similarity from {threshold:.4g} up"
+    )
+    return 0
+
+
+def _shown(path: Path) -> str:
+    """A path for the screen; bytes in its name that are no text are shown as question marks."""
+    return str(path).encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _image_files(paths: Sequence[Path]) -> list[Path]:

@@ -59,8 +59,9 @@ def fit(
     classes: int,
     criterion: Criterion | None = None,
     balances: Sequence[float] = BALANCES,
+    least_penalty: float = 0.0,
 ) -> RidgeHead:
-    """The head for these rows.
+    """The head for these rows, with a penalty of at least `least_penalty` (relative, as `PENALTIES` are).
 
     For each class weighting, penalty and scale are those of the lowest leave-one-out log loss; among the weightings,
     `criterion` (a score of leave-one-out probabilities, higher is better; default: minus the log loss) decides, and the
@@ -69,7 +70,9 @@ def fit(
     rows = unit(features)
     best: tuple[float, RidgeHead] | None = None
     for balance in balances if _unbalanced(targets, classes) else balances[:1]:
-        head, held_out = _fit_one(rows, targets, classes=classes, balance=balance)
+        head, held_out = _fit_one(
+            rows, targets, classes=classes, balance=balance, least_penalty=least_penalty
+        )
         score = criterion(held_out, targets) if criterion else -log_loss(held_out, targets)
         if best is None or score > best[0] + 1e-9:
             best = (score, head)
@@ -97,12 +100,17 @@ def _unbalanced(targets: Int[np.ndarray, " n"], classes: int) -> bool:
 
 
 def _fit_one(
-    rows: Float[np.ndarray, "n d"], targets: Int[np.ndarray, " n"], *, classes: int, balance: float
+    rows: Float[np.ndarray, "n d"],
+    targets: Int[np.ndarray, " n"],
+    *,
+    classes: int,
+    balance: float,
+    least_penalty: float = 0.0,
 ) -> tuple[RidgeHead, Float[np.ndarray, "n k"]]:
     solution = Spectrum(rows, targets, classes=classes, balance=balance)
     best: tuple[float, float, float, Float[np.ndarray, "n k"]] | None = None
     scale = 5.0
-    for penalty in PENALTIES:
+    for penalty in PENALTIES[least_penalty <= PENALTIES]:
         held_out = solution.leave_one_out(float(penalty))
         loss, scale = _best_scale(held_out, targets, start=scale)
         if best is None or loss < best[0]:

@@ -18,15 +18,12 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64, UInt8
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from graft.backbones.scratch import ScratchDesign, ScratchNet, build
@@ -34,6 +31,8 @@ from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.views import Augmentation, suited, views
 from graft.learning.inner import Balance, class_weights, kept_back
+from graft.learning.loop import Epoch as Epoch
+from graft.learning.loop import Stopped, average, best_temperature, kept_share, rate_share, threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +60,6 @@ class TrainingSettings:
     version: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """One pass, counted from 1. Losses are log losses in nats; the validation figures are NaN without that part."""
-
-    number: int
-    planned: int
-    train_loss: float
-    validation_loss: float
-    validation_accuracy: float
-    learning_rate: float
-    seconds: float
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
     """The best weights; `network` opens them. The temperature is already part of the head's weights."""
@@ -83,7 +69,7 @@ class Trained:
     temperature: float
     best_epoch: int
     epochs_run: int
-    stopped: Literal["patience", "epochs", "deadline"]
+    stopped: Stopped
 
     def network(self) -> ScratchNet:
         """The trained network in eval mode; the softmax of its output is calibrated."""
@@ -157,12 +143,12 @@ def train(
     run = _start(design, settings, compute, seed)
     good = best = copy.deepcopy(run)
     best_loss, best_epoch, number = math.inf, 0, 0
-    stopped: Literal["patience", "epochs", "deadline"] = "epochs"
+    stopped: Stopped = "epochs"
     while number < planned:
         begun = time.monotonic()
         until = math.inf if deadline_seconds is None or number == 0 else started + deadline_seconds
         total, drawn = planned * data.steps(settings), seed * 1_000_003 + number
-        with _threads(compute):
+        with threads(compute):
             loss = _epoch(run, data, augmentation, settings, compute, total=total, seed=drawn, until=until)
         if loss is None:
             stopped = "deadline"
@@ -210,17 +196,6 @@ def _start(design: ScratchDesign, settings: TrainingSettings, compute: Compute, 
     return _Run(network, copy.deepcopy(network).eval(), optimizer)
 
 
-@contextmanager
-def _threads(compute: Compute) -> Iterator[None]:
-    """torch's number of threads for the time of a block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(compute.threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _epoch(
     run: _Run,
     data: _Data,
@@ -260,14 +235,8 @@ def _epoch(
 
 
 def _set_rate(run: _Run, settings: TrainingSettings, total: int) -> None:
-    """A tenth of the steps up in a line, then down along a cosine (Loshchilov & Hutter 2017)."""
-    warm = max(1, total // 10)
-    if run.step < warm:
-        share = (run.step + 1) / warm
-    else:
-        share = 0.5 * (1 + math.cos(math.pi * (run.step - warm) / max(1, total - warm)))
     for group in run.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * run.scale * share
+        group["lr"] = settings.learning_rate * run.scale * rate_share(run.step, total)
 
 
 def _step(run: _Run, loss: Tensor, settings: TrainingSettings) -> None:
@@ -277,13 +246,8 @@ def _step(run: _Run, loss: Tensor, settings: TrainingSettings) -> None:
     nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
     run.optimizer.step()
     run.step += 1
-    keep = min(settings.averaging, (1 + run.step) / (10 + run.step))
-    with torch.no_grad():
-        for mean, new in zip(
-            run.averaged.state_dict().values(), run.network.state_dict().values(), strict=True
-        ):
-            if mean.is_floating_point():
-                mean.lerp_(new, 1 - keep)
+    keep = kept_share(run.step, settings.averaging)
+    average(run.averaged.state_dict().values(), run.network.state_dict().values(), keep=keep)
 
 
 def _gentler(good: _Run, run: _Run, epoch: int) -> _Run:
@@ -306,7 +270,7 @@ def _logits(
 ) -> Float32[Tensor, "m k"]:
     """What the network says about `rows` in eval mode and float32."""
     parts = [torch.empty(0, network.head.out_features)]
-    with torch.inference_mode(), _threads(compute):
+    with torch.inference_mode(), threads(compute):
         for some in np.array_split(rows, max(1, math.ceil(len(rows) / 64))):
             images = torch.from_numpy(pixels[some]).permute(0, 3, 1, 2).to(compute.device)
             parts.append(network(images.float() / 255).cpu())
@@ -326,19 +290,9 @@ def _check(
 
 
 def _temperature(network: ScratchNet, data: _Data, check: Int64[np.ndarray, " b"], compute: Compute) -> float:
-    """What the logits are divided by for the lowest log loss on the kept-back rows (Guo et al. 2017), 0.25 to 4.
-
-    Few rows know little about it, so that its logarithm is drawn towards 0 as by a normal prior of deviation 0.3.
-    """
-    logits = _logits(network, data.pixels, check, compute).double()
-    labels = torch.from_numpy(data.targets[check])
-
-    def loss(logarithm: float) -> float:
-        fit = nn.functional.cross_entropy(logits / math.exp(logarithm), labels, reduction="sum")
-        return float(fit) + 0.5 * (logarithm / 0.3) ** 2
-
-    found = minimize_scalar(loss, bounds=(-math.log(4), math.log(4)), method="bounded")
-    return math.exp(float(found.x))
+    """What the logits are divided by, from the kept-back rows."""
+    logits = _logits(network, data.pixels, check, compute)
+    return best_temperature(logits, torch.from_numpy(data.targets[check]))
 
 
 def _calibrated(network: ScratchNet, temperature: float) -> dict[str, Tensor]:

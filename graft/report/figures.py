@@ -96,7 +96,7 @@ def by_depth(candidates: Sequence[Candidate], *, metric: str, chosen: str | None
         if (
             candidate.tap_index is not None
             and metric in candidate.metrics
-            and candidate.strategy != "scratch"
+            and candidate.strategy in ("frozen", "random")
         ):
             rows[candidate.backbone, candidate.strategy, candidate.fit].append(candidate)
     several = [sorted(row, key=lambda c: c.tap_index or 0.0) for row in rows.values() if len(row) > 1]

@@ -30,6 +30,8 @@ LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error", "brier"})
 STRATEGIES = {
     "frozen": "frozen, with a new head",
     "scratch": "from scratch",
+    "partial": "fine-tuned in its upper stages",
+    "full": "fine-tuned in all stages",
     "random": "with random weights, frozen",
 }
 

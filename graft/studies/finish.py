@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from graft.backbones.activations import extracted
 from graft.backbones.graph import tap_output
-from graft.backbones.trunks import TrunkFile, torch_rows
+from graft.backbones.trunks import TrunkFile, reopened, torch_rows
 from graft.deploy.assemble import assembled
 from graft.deploy.pack import Check, pack
 from graft.images.dataset import Preprocess
@@ -103,6 +103,39 @@ def fitting_scratch(frame: Frame, trial: Trial, design: Any, settings: Any) -> G
     def probabilities(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m k"]:
         pixels = open_pixels(frame.dataset, trial.recipe.geometry, store=frame.store)
         return predict(trained, pixels, rows, compute=frame.compute)
+
+    return Fitted(model.SerializeToString(), trial.recipe.geometry, torch_probabilities, probabilities)
+
+
+def fitting_tuned(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Fitted]:
+    """The chosen network tuned once more, on all development images, and exported with its new weights."""
+    import torch
+
+    from graft.backbones.export import export
+    from graft.learning.finetune import predict
+    from graft.studies.finetuning import refitting_tuned
+
+    bench, tuned = yield from refitting_tuned(frame, trial, trials)
+    opened = reopened(bench.trunk, folder=frame.folder, reach=frame.reach)
+    opened.trunk.network.load_state_dict(tuned.state, strict=False)
+    model = assembled(
+        onnx.load_from_string(export(opened, size=trial.recipe.geometry.size)),
+        tap_output(trial.tap_index),
+        weight=tuned.weight,
+        bias=tuned.bias,
+        unit_length=True,
+    )
+    head = ridge.RidgeHead(tuned.weight, tuned.bias, 0.0, 0.0, 1.0)
+
+    def torch_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
+        with torch.inference_mode():
+            rows = opened.trunk(torch.from_numpy(images))[trial.tap_index].numpy()
+        return head.probabilities(rows)
+
+    def probabilities(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m k"]:
+        return predict(
+            bench.cutting, bench.source, tuned, rows, features=bench.features, compute=frame.compute
+        )
 
     return Fitted(model.SerializeToString(), trial.recipe.geometry, torch_probabilities, probabilities)
 

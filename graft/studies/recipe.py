@@ -8,12 +8,13 @@ from typing import Literal
 from graft.images.dataset import Preprocess
 from graft.store import content_key
 
-Strategy = Literal["frozen", "random", "scratch"]
+Strategy = Literal["frozen", "random", "scratch", "partial", "full"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`(backbone, weights, tap, cut)` cover every strategy: frozen = cut at the tap; scratch = random weights, no cut.
+    """`(backbone, weights, tap, cut)` cover every strategy: frozen = cut at the tap; scratch = random weights, no cut;
+    partial = fine-tuned from a cut in between; full = fine-tuned from the input.
 
     `weights`: the sha256 of the file, or `random:SEED`. `settings`: the content key of whatever else went into the
     training. `name` is what people read, and is unique within a study.

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 else:
     TrainingSettings = Any
 
-SCRATCH_SHARE = 0.4  # of the budget is kept for training from scratch, unless --only frozen
+SCRATCH_SHARE = 0.25  # of the budget is kept for training from scratch, unless --only says otherwise
+TUNING_SHARE = 0.5  # is kept for fine-tuning, the last fit and packing
 LEAST_TRAINING = 0.2e12  # multiply-adds of a fold, forward
 TRAINING_SPEED = 27e9  # forward multiply-adds per second of training on two cores with bfloat16
 
@@ -42,6 +43,7 @@ class Progress:
     notices: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
     trunks: dict[str, TrunkFile] = field(default_factory=dict)
+    plan: list[dict[str, Any]] = field(default_factory=list)
 
 
 def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Working:
@@ -57,7 +59,7 @@ def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Wor
     for entry, _ in planned.backbones:
         geometry = geometry_of(entry, frame.dataset, fit)
         ahead.open(entry, geometry, samples_of(frame, geometry))
-    reserve = 0.0 if frame.settings.only == "frozen" else SCRATCH_SHARE * frame.settings.budget_seconds
+    reserve = _kept_share(frame) * frame.settings.budget_seconds
     for entry, _ in planned.backbones:
         geometry = geometry_of(entry, frame.dataset, fit)
         if any(
@@ -71,6 +73,12 @@ def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Wor
     if not done.trials:
         raise BackboneError("No backbone could be opened. " + " ".join(done.notices[-2:]))
     yield Event("board", "all backbones probed", board=board(frame, done.trials))
+
+
+def _kept_share(frame: Frame) -> float:
+    """The share of the budget for what follows the probe."""
+    shares = {"frozen": 0.0, "finetuned": TUNING_SHARE, "scratch": SCRATCH_SHARE}
+    return shares.get(frame.settings.only or "", SCRATCH_SHARE + TUNING_SHARE)
 
 
 def _known(frame: Frame, entry: Entry) -> bool:
@@ -182,6 +190,17 @@ def scratch_rung(frame: Frame, done: Progress) -> Working:
             yield from _first_answer(frame, done.trials)
             return
     yield Event("board", "trained from scratch", board=board(frame, done.trials))
+
+
+def tuning_rung(frame: Frame, done: Progress) -> Working:
+    """Fine-tuning, where there is something frozen to start from and time for it."""
+    from graft.studies.finetuning import finetuning
+
+    if not any(trial.recipe.strategy == "frozen" and trial.complete for trial in done.trials):
+        return
+    yield Event("stage", f"Fine-tuning the finalists on the same {frame.folds.count} folds")
+    done.trials += yield from finetuning(frame, done.trials, done.plan)
+    yield Event("board", "fine-tuned", board=board(frame, done.trials))
 
 
 def training_settings(frame: Frame) -> TrainingSettings:

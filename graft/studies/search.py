@@ -31,12 +31,19 @@ from graft.store import Store
 from graft.studies import results
 from graft.studies.beside import trunk_of_trial, what_of_new_subjects, where_the_data_stand
 from graft.studies.choice import Choice, Limits, choose
-from graft.studies.finish import Fitted, fitting_frozen, fitting_scratch, packing, test_probabilities
+from graft.studies.finish import (
+    Fitted,
+    fitting_frozen,
+    fitting_scratch,
+    fitting_tuned,
+    packing,
+    test_probabilities,
+)
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.journal import Journal
 from graft.studies.place import claim, refuse_place, sweep, write_run
 from graft.studies.plan import Plan, plan
-from graft.studies.rungs import Progress, probe_rung, scratch_rung, training_settings
+from graft.studies.rungs import Progress, probe_rung, scratch_rung, training_settings, tuning_rung
 from graft.studies.settings import Settings
 from graft.studies.subjects import about_series, kept_together
 
@@ -81,8 +88,10 @@ def _climb(
     for notice in done.notices:
         yield Event("notice", notice)
     yield from probe_rung(frame, planned, done, ahead)
-    if frame.settings.only != "frozen":
+    if frame.settings.only in (None, "scratch"):
         yield from scratch_rung(frame, done)
+    if frame.settings.only in (None, "finetuned"):
+        yield from tuning_rung(frame, done)
     return (yield from _finish(frame, done, command))
 
 
@@ -138,7 +147,7 @@ def _finish(frame: Frame, done: Progress, command: str) -> Generator[Event, None
     choice = _choose(frame, done)
     chosen = done.trials[choice.chosen]
     rows = results.candidate_rows(frame, done.trials, choice)
-    fitted = None if _packed(frame, chosen) else (yield from _fitted(frame, chosen))
+    fitted = None if _packed(frame, chosen) else (yield from _fitted(frame, done, chosen))
     tested = test_probabilities(frame, chosen, fitted) if fitted else _test_so_far(frame, chosen)
     yield Event("progress", "where the data stand", remaining_seconds=frame.remaining_seconds())
     facts: dict[str, Any] = {
@@ -151,6 +160,7 @@ def _finish(frame: Frame, done: Progress, command: str) -> Generator[Event, None
         "scratch_versus_transfer": results.scratch_against_transfer(frame, done.trials, choice),
         "position": where_the_data_stand(frame, done.trials),
         "backbones": done.reasons,
+        "plan": done.plan,
         "notices": done.notices,
         "environment": results.environment(),
     }
@@ -195,12 +205,14 @@ def _test_so_far(frame: Frame, chosen: Trial) -> np.ndarray | None:
     return None if known is None else known[1]
 
 
-def _fitted(frame: Frame, chosen: Trial) -> Generator[Event, None, Fitted]:
+def _fitted(frame: Frame, done: Progress, chosen: Trial) -> Generator[Event, None, Fitted]:
     if chosen.recipe.strategy == "scratch":
         from graft.backbones.scratch import design
 
         made, _ = design(frame.dataset, development=len(frame.rows))
         return (yield from fitting_scratch(frame, chosen, made, training_settings(frame)))
+    if chosen.recipe.strategy in ("partial", "full"):
+        return (yield from fitting_tuned(frame, chosen, done.trials))
     return (yield from fitting_frozen(frame, chosen, trunk_of_trial(frame, chosen)))
 
 

@@ -60,7 +60,7 @@ def scratch_sentence(
     """From scratch against transfer, answered in words in every case."""
     shown = METRICS[metric]
     if scratch is None:
-        why = f"--only {only}" if only == "frozen" else "the budget ended before it"
+        why = f"--only {only}" if only in ("frozen", "finetuned") else "the budget ended before it"
         return f"From scratch against transfer was not measured: no network was trained from scratch ({why})."
     if transfer is None:
         why = "--only scratch" if only == "scratch" else "no pre-trained weights could be had"

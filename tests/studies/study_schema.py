@@ -29,7 +29,7 @@ COST = {
     "latency_ms": (*NUMBER, type(None)),
     "train_seconds": NUMBER,
 }
-STRATEGIES = ("frozen", "random", "scratch")
+STRATEGIES = ("frozen", "random", "scratch", "partial", "full")
 METRICS = ("macro_f1", "accuracy", "log_loss", "balanced_accuracy")
 
 

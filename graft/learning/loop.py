@@ -1,0 +1,87 @@
+"""What every training loop here shares: the record of an epoch, the learning rate, averaging, and the temperature.
+
+In: step numbers, networks' states, logits. Out: numbers and small records. Nothing here costs time.
+
+Not covered: the loops themselves (`graft.learning.training`, `graft.learning.finetune`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+
+from graft.compute import Compute
+
+Stopped = Literal["patience", "epochs", "deadline"]
+PRIOR_DEVIATION = 0.3  # of the logarithm of the temperature
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One pass, counted from 1. Losses are log losses in nats; the validation figures are NaN without that part."""
+
+    number: int
+    planned: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+def rate_share(step: int, total: int) -> float:
+    """The share of the learning rate at a step: a tenth of the steps up in a line, then down along a cosine.
+
+    Loshchilov & Hutter 2017.
+    """
+    warm = max(1, total // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def kept_share(step: int, averaging: float) -> float:
+    """How much of the averaged weights is kept at a step (from 1): `averaging`, and less at the beginning."""
+    return min(averaging, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def average(means: Iterable[Tensor], news: Iterable[Tensor], *, keep: float) -> None:
+    """Move each averaged tensor by `1 - keep` towards the new one; whole numbers stay."""
+    for mean, new in zip(means, news, strict=True):
+        if mean.is_floating_point():
+            mean.lerp_(new, 1 - keep)
+
+
+@contextmanager
+def threads(compute: Compute) -> Iterator[None]:
+    """torch's number of threads for the time of a block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(compute.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def best_temperature(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> float:
+    """What the logits are divided by for the lowest log loss (Guo et al. 2017), 0.25 to 4.
+
+    Few rows know little about it, so that its logarithm is drawn towards 0 as by a normal prior of deviation 0.3.
+    """
+    logits = logits.double()
+
+    def loss(logarithm: float) -> float:
+        fit = nn.functional.cross_entropy(logits / math.exp(logarithm), labels, reduction="sum")
+        return float(fit) + 0.5 * (logarithm / PRIOR_DEVIATION) ** 2
+
+    found = minimize_scalar(loss, bounds=(-math.log(4), math.log(4)), method="bounded")
+    return math.exp(float(found.x))

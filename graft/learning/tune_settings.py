@@ -1,0 +1,72 @@
+"""How to fine-tune: everything that changes the result, in one record.
+
+In: what a user or a study wants. Out: the number of epochs and the rates of the optimiser. Costs nothing.
+
+Not covered: the training itself (`graft.learning.finetune`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from graft.learning.inner import Balance
+from graft.learning.prefix import Strength
+from graft.learning.tuner import Rates
+
+BatchNorm = Literal["frozen", "train", "reestimate"]
+LEAST_EPOCHS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TuneSettings:
+    """How to fine-tune. `cut`: the stage up to which weights are frozen, or empty: everything learns.
+
+    `epochs` is the upper limit, `steps` another (but at least two epochs); `patience` in epochs. `trunk_rate`,
+    `head_rate`: AdamW's; a stage further down learns with `stage_decay` of the rate above it.
+    `start_penalty`: the least penalty of the ridge head that training starts from (the best one may lean on directions in
+    which the features hardly vary: its norm was 500 on magnetic_tile, and the first steps upset everything). `averaging`: decay of the
+    averaged weights per step. `views`: how many views are kept behind a frozen prefix; 0 makes fresh ones each time.
+    `validation_share`: the part of the rows kept back; with 0 there are exactly `stop_epoch` epochs of the plan and
+    `temperature` is taken as given. `mixup`: the parameter of its beta distribution; 0 is none.
+    """
+
+    cut: str = ""
+    epochs: int = 16
+    steps: int = 1_500
+    patience: int = 4
+    batch_size: int = 32
+    trunk_rate: float = 2e-4
+    start_penalty: float = 0.01
+    head_rate: float = 1e-3
+    stage_decay: float = 0.75
+    weight_decay: float = 0.02
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    averaging: float = 0.99
+    balance: Balance = "root"
+    batch_norm: BatchNorm = "frozen"
+    augment: Strength = "light"
+    views: int = 4
+    validation_share: float = 0.15
+    stop_epoch: int | None = None
+    temperature: float = 1.0
+    version: int = 1
+
+
+def planned_epochs(images: int, settings: TuneSettings) -> int:
+    """How many epochs the steps allow, 2 to `settings.epochs`."""
+    wanted = settings.steps // math.ceil(max(images, 1) / settings.batch_size)
+    return max(min(LEAST_EPOCHS, settings.epochs), min(settings.epochs, wanted))
+
+
+def rates_of(settings: TuneSettings) -> Rates:
+    """What the optimiser wants of the settings."""
+    return Rates(
+        settings.trunk_rate,
+        settings.head_rate,
+        settings.stage_decay,
+        settings.weight_decay,
+        settings.averaging,
+    )

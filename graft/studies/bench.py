@@ -1,0 +1,137 @@
+"""What one fine-tuning needs at hand: the cut network, its batches, the frozen features; and the training itself.
+
+In: an `Option`. Out: a `Bench`, and from it a `Tuned` with its curve. Cost: opening the network (about 2 s), and its
+prefix over the views of all images unless the cache holds them.
+
+One augmentation serves all folds, because the cached views do: which mirrorings keep the class is asked of all
+development images. It is the only thing about a held-out fold that a fold's training knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graft.backbones.trunks import TrunkFile, reopened
+from graft.images.pixels import open_pixels, pixels_key
+from graft.store import content_key
+from graft.studies.beside import activations_of
+from graft.studies.finalists import Option
+from graft.studies.frame import Event, Frame, criterion
+from graft.studies.probe import samples_of
+
+if TYPE_CHECKING:
+    from graft.learning.cutting import Cut
+    from graft.learning.finetune import Tuned, TuneSettings
+    from graft.learning.prefix import Source
+else:
+    Cut = Tuned = TuneSettings = Source = Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bench:
+    """Everything opened for one option: the cut network, the batches, the frozen features."""
+
+    cutting: Cut
+    source: Source
+    trunk: TrunkFile
+    features: np.ndarray
+
+
+def cut_for(frame: Frame, option: Option, trunk: TrunkFile) -> Cut:
+    import torch
+
+    from graft.learning.cutting import cut_at
+
+    opened = reopened(trunk, folder=frame.folder, reach=frame.reach)
+    images = torch.from_numpy(samples_of(frame, option.trial.recipe.geometry)).permute(0, 3, 1, 2).float()
+    return cut_at(
+        opened,
+        architecture=trunk.entry.architecture,
+        tap=option.trial.recipe.tap,
+        cut=option.cut,
+        images=images / 255,
+    )
+
+
+def bench_of(frame: Frame, option: Option) -> Generator[Event, None, Bench]:
+    """Open the network, and run its prefix over the views unless the cache holds them."""
+    from graft.images.views import suited
+    from graft.learning.prefix import caching, strengthened
+
+    trunk, activations = activations_of(frame, option.trial)
+    cutting = cut_for(frame, option, trunk)
+    geometry = option.trial.recipe.geometry
+    pixels = open_pixels(frame.dataset, geometry, store=frame.store)
+    augmentation = suited(pixels, frame.dataset.targets, frame.rows)
+    work = caching(
+        cutting,
+        pixels,
+        key=content_key(pixels_key(frame.dataset, geometry), trunk.key, option.cut),
+        augmentation=strengthened(augmentation, option.settings.augment),
+        wanted=option.settings.views,
+        seed=frame.settings.seed,
+        store=frame.store,
+        compute=frame.compute,
+    )
+    source = yield from _counted(frame, work, f"{option.recipe.name}: views")
+    return Bench(cutting, source, trunk, activations.tap(option.trial.tap_index))
+
+
+def _counted(
+    frame: Frame, work: Generator[tuple[int, int], None, Source], text: str
+) -> Generator[Event, None, Source]:
+    while True:
+        try:
+            done, total = next(work)
+        except StopIteration as finished:
+            return finished.value
+        yield Event("progress", text, done, total, remaining_seconds=frame.remaining_seconds())
+
+
+def training(
+    frame: Frame,
+    settings: TuneSettings,
+    bench: Bench,
+    *,
+    rows: np.ndarray,
+    seed: int,
+    deadline_seconds: float | None,
+    kept_in: Path,
+    text: str,
+) -> Generator[Event, None, tuple[Tuned, dict[str, Any]]]:
+    from graft.learning.finetune import tune
+
+    epochs: list[dict[str, Any]] = []
+    work = tune(
+        bench.cutting,
+        bench.source,
+        frame.dataset.targets,
+        rows,
+        groups=frame.dataset.groups,
+        features=bench.features,
+        classes=frame.classes,
+        settings=settings,
+        compute=frame.compute,
+        seed=1000 * frame.settings.seed + seed,
+        criterion=criterion(frame.settings.metric),
+        deadline_seconds=deadline_seconds,
+        kept_in=kept_in,
+    )
+    while True:
+        try:
+            epoch = next(work)
+        except StopIteration as finished:
+            tuned: Tuned = finished.value
+            facts = {
+                "best_epoch": tuned.best_epoch,
+                "stopped": tuned.stopped,
+                "temperature": tuned.temperature,
+            }
+            return tuned, {"epochs": epochs, **facts}
+        epochs.append({n: v if np.isfinite(v) else None for n, v in asdict(epoch).items()})
+        yield Event("progress", text, epoch.number, epoch.planned, frame.remaining_seconds())

@@ -1,0 +1,232 @@
+"""Fine-tuning: it learns, never hurts on the inner part, never looks where it must not, and goes on after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_cuts import CPU, Made, made
+
+from graft.errors import GraftError
+from graft.images.views import Augmentation
+from graft.learning import ridge
+from graft.learning.finetune import Tuned, TuneSettings, planned_epochs, predict, tune
+from graft.learning.inner import kept_back
+from graft.learning.loop import Epoch
+from graft.learning.prefix import CachedViews, LiveViews, Source, fixed_view, prefix_maps
+
+STILL = Augmentation((), 0.8, 0.0, 0.0)
+ROWS, OTHERS = np.arange(44), np.arange(44, 60)
+SHORT = TuneSettings(epochs=3, batch_size=16, patience=10, trunk_rate=3e-3)
+
+
+def live(part: Made) -> LiveViews:
+    return LiveViews(part.pixels, STILL, part.cutting, CPU)
+
+
+def start(
+    part: Made,
+    settings: TuneSettings = SHORT,
+    *,
+    source: Source | None = None,
+    rows: np.ndarray = ROWS,
+    kept_in: Path | None = None,
+    deadline_seconds: float | None = None,
+) -> Generator[Epoch, None, Tuned]:
+    return tune(
+        part.cutting,
+        source or live(part),
+        part.targets,
+        rows,
+        groups=np.arange(len(part.targets)),
+        features=part.features,
+        classes=2,
+        settings=settings,
+        compute=CPU,
+        seed=0,
+        kept_in=kept_in,
+        deadline_seconds=deadline_seconds,
+    )
+
+
+def finish(work: Generator[Epoch, None, Tuned]) -> tuple[list[Epoch], Tuned]:
+    epochs = []
+    while True:
+        try:
+            epochs.append(next(work))
+        except StopIteration as end:
+            return epochs, end.value
+
+
+def same(one: Tuned, other: Tuned) -> bool:
+    assert one.state.keys() == other.state.keys()
+    return np.array_equal(one.weight, other.weight) and all(
+        torch.equal(value, other.state[name]) for name, value in one.state.items()
+    )
+
+
+@pytest.mark.parametrize("cut", ["layer3", ""])
+def test_it_learns_where_the_first_head_knows_nothing(cut: str) -> None:
+    part = made(cut)
+    noise = np.random.default_rng(0).normal(size=part.features.shape).astype(np.float32)
+    blind = Made(part.cutting, part.pixels, part.targets, noise)
+    settings = replace(SHORT, epochs=10, trunk_rate=1e-3, head_rate=0.1)
+    epochs, tuned = finish(start(blind, settings))
+    assert tuned.best_epoch > 0 and epochs[-1].train_loss < 0.7 * epochs[0].train_loss
+    assert tuned.best_epoch == 1 + int(np.argmin([epoch.validation_loss for epoch in epochs]))
+    answers = predict(part.cutting, live(part), tuned, OTHERS, features=noise, compute=CPU)
+    np.testing.assert_allclose(answers.sum(1), 1, rtol=1e-5)
+    assert (answers.argmax(1) == part.targets[OTHERS]).mean() > 0.85
+
+
+class PlainOnly:
+    """Trains on the images as they are."""
+
+    views = 0
+
+    def __init__(self, source: LiveViews) -> None:
+        self.source = source
+
+    def training(self, rows: np.ndarray, generator: torch.Generator) -> torch.Tensor:
+        return self.source.plain(rows)
+
+    def plain(self, rows: np.ndarray) -> torch.Tensor:
+        return self.source.plain(rows)
+
+
+def test_it_starts_from_the_ridge_head() -> None:
+    part = made("layer3")
+    learn, _ = kept_back(part.targets, np.arange(60), ROWS, share=0.15, seed=0)
+    head = ridge.fit(part.features[learn], part.targets[learn], classes=2)
+    own = ridge.log_loss(head.probabilities(part.features[learn]), part.targets[learn])
+    settings = replace(SHORT, epochs=1, trunk_rate=1e-12, head_rate=1e-12, balance="none", batch_size=64)
+    plain = LiveViews(part.pixels, Augmentation((), 1.0, 0.0, 0.0), part.cutting, CPU)
+    unmoved, _ = finish(start(part, settings, source=PlainOnly(plain)))
+    assert unmoved[0].train_loss == pytest.approx(own, rel=0.02, abs=0.01)
+
+
+def test_epoch_0_is_kept_when_training_only_hurts() -> None:
+    part = made("layer3")
+    epochs, tuned = finish(start(part, replace(SHORT, trunk_rate=3.0, head_rate=30.0, patience=2)))
+    assert (tuned.best_epoch, tuned.stopped, len(epochs)) == (0, "patience", 2)
+    answers = predict(part.cutting, live(part), tuned, OTHERS, features=part.features, compute=CPU)
+    head = ridge.fit(part.features[ROWS], part.targets[ROWS], classes=2)
+    np.testing.assert_array_equal(answers, head.probabilities(part.features[OTHERS]))
+
+
+def test_cached_and_live_end_in_the_same_weights_on_the_same_views() -> None:
+    part = made("layer2")
+    maps = np.stack(
+        [
+            prefix_maps(
+                part.cutting,
+                torch.cat([fixed_view(image, STILL, seed=0, number=n, view=v) for v in range(3)]),
+                CPU,
+            )
+            for n, image in enumerate(part.pixels)
+        ]
+    )
+
+    class SameViewsLive(CachedViews):
+        def training(self, rows: np.ndarray, generator: torch.Generator) -> torch.Tensor:
+            drawn = torch.randint(3, (len(rows),), generator=generator).tolist()
+            images = [
+                fixed_view(part.pixels[row], STILL, seed=0, number=int(row), view=view)
+                for row, view in zip(rows, drawn, strict=True)
+            ]
+            assert part.cutting.prefix is not None
+            with torch.no_grad():
+                return part.cutting.prefix(part.cutting.normalised(torch.cat(images)))
+
+        def plain(self, rows: np.ndarray) -> torch.Tensor:
+            return live(part).plain(rows)
+
+    _, cached = finish(start(part, source=CachedViews(maps, CPU)))
+    _, lived = finish(start(part, source=SameViewsLive(maps, CPU)))
+    ours, theirs = (
+        predict(part.cutting, live(part), one, OTHERS, features=part.features, compute=CPU)
+        for one in (cached, lived)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=0.02)
+
+
+def test_nothing_outside_the_rows_is_read() -> None:
+    part = made("layer3")
+    _, tuned = finish(start(part))
+    blind = Made(part.cutting, part.pixels.copy(), part.targets.copy(), part.features.copy())
+    blind.pixels[OTHERS] = 255
+    blind.targets[OTHERS] = 0
+    blind.features[OTHERS] = np.nan
+    assert same(tuned, finish(start(blind))[1])
+
+
+def test_a_killed_tuning_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    part = made("layer3")
+    whole_epochs, whole = finish(start(part))
+    place = tmp_path / "one.tune.safetensors"
+    work = start(part, kept_in=place)
+    next(work), next(work)
+    work.close()
+    epochs, resumed = finish(start(part, kept_in=place))
+    assert same(resumed, whole)
+    assert [epoch.train_loss for epoch in epochs] == [epoch.train_loss for epoch in whole_epochs]
+
+
+def test_a_checkpoint_of_another_training_or_a_damaged_one_is_not_taken(tmp_path: Path) -> None:
+    part = made("layer3")
+    place = tmp_path / "one.tune.safetensors"
+    finish(start(part, kept_in=place))
+    other, _ = finish(start(part, replace(SHORT, epochs=2), kept_in=place))
+    assert len(other) == 2
+    place.write_bytes(place.read_bytes()[:100])
+    assert same(finish(start(part, kept_in=place))[1], finish(start(part))[1])
+
+
+def test_the_last_fit_uses_all_rows_for_exactly_the_epochs() -> None:
+    part = made("layer3")
+    settings = replace(SHORT, epochs=5, validation_share=0.0, stop_epoch=2, temperature=2.0)
+    epochs, tuned = finish(start(part, settings))
+    assert (
+        [epoch.planned for epoch in epochs] == [5, 5] and tuned.best_epoch == 2 and tuned.temperature == 2.0
+    )
+    assert all(np.isnan(epoch.validation_loss) for epoch in epochs)
+    frozen = finish(start(part, replace(settings, stop_epoch=0)))[1]
+    assert frozen.best_epoch == 0 and not frozen.state
+
+
+@pytest.mark.parametrize("policy", ["frozen", "train", "reestimate"])
+def test_statistics_of_batch_norms_follow_the_policy(policy: str) -> None:
+    part = made("layer3")
+    settings = replace(SHORT, batch_norm=policy, validation_share=0.0, epochs=2)  # type: ignore[arg-type]
+    _, tuned = finish(start(part, settings))
+    name = "layer4.0.bn1.running_mean"
+    assert torch.equal(tuned.state[name], part.cutting.initial[name]) == (policy == "frozen")
+    assert not torch.equal(tuned.state["layer4.0.bn1.weight"], part.cutting.initial["layer4.0.bn1.weight"])
+
+
+def test_a_loss_that_is_not_finite_is_told_after_one_gentler_try() -> None:
+    part = made("layer3")
+    with pytest.raises(GraftError, match="even with half the learning rate"):
+        finish(start(part, replace(SHORT, trunk_rate=1e30, head_rate=1e30)))
+
+
+def test_mixup_and_smoothing_learn_too() -> None:
+    part = made("layer3")
+    fixed = replace(SHORT, validation_share=0.0)
+    plain = finish(start(part, fixed))[1]
+    for other in (replace(fixed, mixup=0.2), replace(fixed, label_smoothing=0.1)):
+        assert not same(finish(start(part, other))[1], plain)
+
+
+def test_the_deadline_ends_it_with_what_there_is() -> None:
+    part = made("layer3")
+    epochs, tuned = finish(start(part, deadline_seconds=0.0))
+    assert (epochs, tuned.best_epoch, tuned.stopped) == ([], 0, "deadline")
+
+
+def test_the_steps_limit_the_epochs() -> None:
+    assert [planned_epochs(n, TuneSettings()) for n in (0, 300, 10_000, 10**6)] == [16, 16, 4, 2]

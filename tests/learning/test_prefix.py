@@ -1,0 +1,136 @@
+"""The frozen prefix: cached maps are those of the live prefix on the same views; the cache obeys its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_cuts import CPU, Made, made
+
+from graft.images.views import Augmentation
+from graft.learning.prefix import (
+    CachedViews,
+    LiveViews,
+    Source,
+    caching,
+    fixed_view,
+    prefix_maps,
+    strengthened,
+)
+from graft.store import Store
+
+MOVING = Augmentation(("mirror",), 0.5, 0.2, 0.2)
+
+
+def finish(work: Generator[tuple[int, int], None, Source]) -> tuple[list[tuple[int, int]], Source]:
+    told = []
+    while True:
+        try:
+            told.append(next(work))
+        except StopIteration as end:
+            return told, end.value
+
+
+def source(part: Made, store: Store, *, wanted: int = 3, seed: int = 0, **more: int) -> Source:
+    return work(part, store, wanted=wanted, seed=seed, **more)[1]
+
+
+def work(
+    part: Made, store: Store, *, wanted: int = 3, seed: int = 0, space: int = 10**9
+) -> tuple[list[tuple[int, int]], Source]:
+    return finish(
+        caching(
+            part.cutting,
+            part.pixels,
+            key="made",
+            augmentation=MOVING,
+            wanted=wanted,
+            seed=seed,
+            store=store,
+            compute=CPU,
+            space=space,
+        )
+    )
+
+
+def test_a_view_is_a_function_of_seed_image_and_number() -> None:
+    image = made("layer2").pixels[0]
+
+    def view(seed: int, number: int, which: int) -> torch.Tensor:
+        return fixed_view(image, MOVING, seed=seed, number=number, view=which)
+
+    assert torch.equal(view(0, 3, 1), view(0, 3, 1))
+    others = [view(1, 3, 1), view(0, 4, 1), view(0, 3, 2)]
+    assert not any(torch.equal(view(0, 3, 1), other) for other in others)
+    assert torch.equal(view(0, 3, 0), torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
+
+
+def test_cached_maps_are_those_of_the_live_prefix_on_the_same_views(tmp_path: Path) -> None:
+    part = made("layer2")
+    cached = source(part, Store(tmp_path))
+    assert isinstance(cached, CachedViews) and cached.views == 3
+    for number in (0, 7, 59):
+        for view in range(4):
+            image = fixed_view(part.pixels[number], MOVING, seed=0, number=number, view=view)
+            live = prefix_maps(part.cutting, image, CPU)
+            np.testing.assert_allclose(cached.maps[number, view], live[0], rtol=2e-3, atol=1e-3)
+
+
+def test_plain_images_are_alike_live_and_cached(tmp_path: Path) -> None:
+    part = made("layer2")
+    cached = source(part, Store(tmp_path))
+    live = LiveViews(part.pixels, MOVING, part.cutting, CPU)
+    rows = np.array([5, 0, 17])
+    torch.testing.assert_close(cached.plain(rows), live.plain(rows), rtol=2e-3, atol=1e-3)
+    assert cached.plain(rows).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_training_batches_draw_among_the_views_repeatably(tmp_path: Path) -> None:
+    cached = source(made("layer2"), Store(tmp_path))
+    rows = np.zeros(40, np.int64)
+    batch = cached.training(rows, torch.Generator().manual_seed(0))
+    assert torch.equal(batch, cached.training(rows, torch.Generator().manual_seed(0)))
+    assert len(torch.unique(batch, dim=0)) == 4
+
+
+def test_the_second_time_nothing_is_computed(tmp_path: Path) -> None:
+    part, store = made("layer2"), Store(tmp_path)
+    first, _ = work(part, store)
+    assert first[-1] == (240, 240)
+    assert work(part, store)[0] == []
+    assert work(part, store, seed=1)[0] != []
+
+
+def test_fewer_views_where_they_would_not_fit_and_live_where_none_does(tmp_path: Path) -> None:
+    part, store = made("layer2"), Store(tmp_path)
+    whole = source(part, store)
+    assert isinstance(whole, CachedViews)
+    two = source(part, store, space=whole.maps.nbytes * 3 // 4)
+    assert two.views == 2
+    assert isinstance(source(part, store, space=whole.maps.nbytes // 3), LiveViews)
+    assert isinstance(source(part, store, wanted=0), LiveViews)
+    assert isinstance(source(made(""), store), LiveViews)
+
+
+def test_maps_beyond_float16_are_not_cached(tmp_path: Path) -> None:
+    part = made("layer2")
+    assert part.cutting.prefix is not None
+    part.cutting.prefix.network.layer2[-1].bn2.bias.data.add_(1e6)
+    live = source(part, Store(tmp_path))
+    assert isinstance(live, LiveViews)
+    assert bool(live.plain(np.array([0, 1])).isfinite().all())
+
+
+@pytest.mark.parametrize("suited", [MOVING, Augmentation((), 0.85, 0.15, 0.0)])
+def test_strengths_are_ordered_and_never_add_a_symmetry(suited: Augmentation) -> None:
+    weaker, same, stronger = (strengthened(suited, name) for name in ("light", "medium", "strong"))
+    assert same == suited
+    assert weaker.smallest_crop > suited.smallest_crop > stronger.smallest_crop
+    assert weaker.jitter < suited.jitter < stronger.jitter
+    assert weaker.symmetries == stronger.symmetries == suited.symmetries
+    still = strengthened(suited, "none")
+    assert still == replace(still, symmetries=(), smallest_crop=1.0, jitter=0.0, erase=0.0)

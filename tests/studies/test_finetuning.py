@@ -1,0 +1,147 @@
+"""Fine-tuning as a rung: on the same folds, within the plan, resumable, and packed with its new weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_sets import stripes, weights_folder
+from study_schema import problems
+
+import graft
+from graft.studies import finalists, results
+from graft.studies.choice import Choice, choose
+from graft.studies.finalists import cuts_below
+from graft.studies.frame import Event
+from graft.studies.search import studying
+from graft.studies.settings import resolved
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return weights_folder(tmp_path_factory.mktemp("tuned_weights"), ("test_resnet",))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stripes(tmp_path_factory.mktemp("tuned") / "photos", each=18)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two epochs are enough to see the machinery."""
+    monkeypatch.setattr(finalists, "TRIED", ((2, 1),))
+
+
+def work(photos: Path, weights: Path, out: Path) -> Generator[Event, None, graft.StudyResult]:
+    return studying(
+        resolved(photos, out=out, weights=weights, only="finetuned", folds=2, fit="squash", budget="10m")
+    )
+
+
+def finish(events: Generator[Event, None, graft.StudyResult]) -> tuple[list[Event], graft.StudyResult]:
+    told = []
+    while True:
+        try:
+            told.append(next(events))
+        except StopIteration as end:
+            return told, end.value
+
+
+@pytest.fixture(scope="session")
+def study(
+    tmp_path_factory: pytest.TempPathFactory, photos: Path, weights: Path
+) -> tuple[list[Event], graft.StudyResult]:
+    place = tmp_path_factory.mktemp("tuned_run")
+    os.environ["GRAFT_CACHE"] = str(place / "cache")
+    before = finalists.TRIED
+    finalists.TRIED = ((2, 1),)
+    try:
+        return finish(work(photos, weights, place / "run"))
+    finally:
+        finalists.TRIED = before
+
+
+def scores(result: graft.StudyResult) -> dict[str, Any]:
+    return {row["id"]: row["metrics"] for row in result.facts["candidates"]}
+
+
+def test_tuned_candidates_are_ordinary_rows(study: tuple[list[Event], graft.StudyResult]) -> None:
+    _, result = study
+    assert problems(result.facts) == []
+    rows = {row["id"]: row for row in result.facts["candidates"]}
+    tuned = [row for row in rows.values() if row["strategy"] in ("partial", "full")]
+    assert {row["strategy"] for row in tuned if row["complete"]} <= {"partial", "full"} and tuned
+    for row in tuned:
+        frozen = rows[row["id"].partition("+tuned:")[0]]
+        assert (row["strategy"] == "full") == (row["cut"] == "")
+        assert row["cost"]["bytes"] == frozen["cost"]["bytes"]
+        assert row["cost"]["latency_ms"] == frozen["cost"]["latency_ms"]
+        assert {fold["fold"] for fold in row["curves"]} <= {0, 1}
+        assert all(epoch["planned"] == 2 for fold in row["curves"] for epoch in fold["epochs"])
+
+
+def test_the_plan_is_told_before_and_compared_after(study: tuple[list[Event], graft.StudyResult]) -> None:
+    events, result = study
+    notices = [event.text for event in events if event.kind == "notice"]
+    assert any(text.startswith("Plan: ") for text in notices)
+    assert any("predicted" in text for text in notices)
+    plan = json.loads((result.run / results.STUDY).read_text())["plan"]
+    tried = [row for row in plan if row["decision"] == "tried"]
+    assert tried and all(row["real_seconds"] > 0 and row["fold_seconds"] > 0 for row in tried)
+    assert max(row["folds_done"] for row in tried) == 2
+
+
+def test_a_study_killed_while_tuning_goes_on_and_ends_the_same(
+    study: tuple[list[Event], graft.StudyResult], photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    _, whole = study
+    out = tmp_path / "run"
+    events = work(photos, weights, out)
+    for event in events:
+        if event.kind == "progress" and ", fold 2 of 2" in event.text and event.done == 1:
+            break
+    events.close()
+    kept = list((out / "trials").glob("*.tune.safetensors"))
+    assert len(kept) == 1
+    _, result = finish(work(photos, weights, out))
+    assert scores(result).keys() == scores(whole).keys()
+    for name, metrics in scores(result).items():
+        assert metrics["log_loss"] == pytest.approx(scores(whole)[name]["log_loss"], abs=1e-6)
+    assert not list((out / "trials").glob("*-[01].tune.safetensors"))
+
+
+def test_a_tuned_choice_is_fitted_packed_and_predicts(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prefer_tuned(trials: Any, *rest: Any, **more: Any) -> Choice:
+        choice = choose(trials, *rest, **more)
+        tuned = next(i for i, t in enumerate(trials) if t.recipe.strategy == "partial" and t.complete)
+        return replace(choice, chosen=tuned)
+
+    monkeypatch.setattr("graft.studies.search.choose", prefer_tuned)
+    _, result = finish(work(photos, weights, tmp_path / "run"))
+    bundle = graft.load(result.bundle())
+    assert bundle.facts["strategy"] == "partial"
+    assert bundle.facts["parity"]["largest_difference"] <= 1e-3
+    assert bundle.predict(photos / "left" / "000.png").label in ("left", "right")
+    shutil.rmtree(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("tap", "cuts"),
+    [
+        ("head", ["s3", "s2", ""]),
+        ("s4", ["s3", "s2", ""]),
+        ("s2", ["s1", ""]),
+        ("s1", [""]),
+    ],
+)
+def test_depths_are_the_last_stage_the_last_two_and_everything(tap: str, cuts: list[str]) -> None:
+    assert cuts_below(["s1", "s2", "s3", "s4", "head"], tap) == cuts
