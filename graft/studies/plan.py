@@ -81,8 +81,8 @@ def _automatic(settings: Settings, folder: WeightsFolder | None, reach: Reach) -
         )
     if not chosen:
         notices.append(
-            "No pre-trained weights can be had, so there is nothing to transfer from: features of an untrained network "
-            "stand in for comparison. Name a weights folder with --weights DIR or GRAFT_WEIGHTS."
+            "No pre-trained network within the limits can be had, so there is nothing to transfer from: features of an "
+            "untrained network stand in for comparison. Name a weights folder with --weights DIR or GRAFT_WEIGHTS."
         )
     return Plan(tuple(sorted(chosen, key=_cost)), tuple(notices))
 
