@@ -79,7 +79,7 @@ class Rounds:
         made, labels, partners = [], [], []
         for step in range(first, last):
             rows = np.sort(order[step * self.batch : (step + 1) * self.batch])
-            images = torch.from_numpy(self.source.pixels[rows]).to(device)
+            images = torch.from_numpy(self.source.images(rows)).to(device)
             views = views_of(images, self.views, generator=generator_of(BATCH, self.seed, number, step))
             own = torch.from_numpy(self.source.labels[rows[list(views.order)]])
             made.append(views)
@@ -96,7 +96,7 @@ class Rounds:
 
     def held_images(self) -> UInt8[Tensor, "h v v 3"]:
         """The held-out images, whole and at the views' size."""
-        return whole(torch.from_numpy(self.source.pixels[self.held]), self.views.size)
+        return whole(torch.from_numpy(self.source.images(self.held)), self.views.size)
 
     def held_labels(self) -> Int64[Tensor, " h"]:
         """Their labels, -1 where there are none."""

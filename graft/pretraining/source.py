@@ -50,10 +50,10 @@ class Listed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """The decoded source. `labels[i]` is an index into `classes`, -1 without one; `left_out` counts what failed."""
+    """The decoded source. `pixels`: uint8 `[n, s, s, 3]` on disk. `labels[i]` is an index into `classes`, -1 without one; `left_out` counts what failed."""
 
     key: str
-    pixels: UInt8[np.ndarray, "n s s 3"]
+    pixels: np.memmap
     labels: Int64[np.ndarray, " n"]
     classes: tuple[str, ...]
     left_out: int
@@ -61,6 +61,15 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def images(self, rows: Int64[np.ndarray, " m"]) -> UInt8[np.ndarray, "m s s 3"]:
+        """Some of the pixels, read from the file: pages of a memory map would count as memory of this process."""
+        found = np.empty((len(rows), *self.pixels.shape[1:]), np.uint8)
+        with Path(str(self.pixels.filename)).open("rb", buffering=0) as file:
+            for place, row in enumerate(rows):
+                file.seek(int(row) * found[0].nbytes)
+                file.readinto(found[place].data)
+        return found
 
 
 def opening_source(

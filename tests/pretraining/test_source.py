@@ -46,6 +46,7 @@ def test_a_flat_folder_is_decoded_in_order_and_once(tmp_path: Path) -> None:
     place = plain(tmp_path / "flat", [10, 20, 30])
     source, steps = opened(place, tmp_path / "cache")
     assert source.pixels.shape == (3, 74, 74, 3) and steps > 0
+    assert np.array_equal(source.images(np.array([2, 0])), source.pixels[[2, 0]])
     assert source.pixels[:, 0, 0, 0].tolist() == [10, 20, 30] and source.labels.tolist() == [-1, -1, -1]
     again, steps = opened(place, tmp_path / "cache")
     assert again.key == source.key and steps == 0
