@@ -15,20 +15,39 @@ from typing import TYPE_CHECKING, Any
 from graft.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from graft.api import check, pretrain, study
+    from graft.api import check, evaluate, index, pretrain, study
     from graft.deploy.bundle import Bundle, Prediction, load
     from graft.errors import GraftError
+    from graft.similar.search import Index, open_index
     from graft.studies.results import StudyResult
 
-__all__ = ["study", "check", "pretrain", "load", "StudyResult", "Bundle", "Prediction", "GraftError", "__version__"]
+__all__ = [
+    "study",
+    "check",
+    "pretrain",
+    "load",
+    "evaluate",
+    "index",
+    "open_index",
+    "StudyResult",
+    "Bundle",
+    "Prediction",
+    "Index",
+    "GraftError",
+    "__version__",
+]
 
 _HOMES = {
     "study": "graft.api",
     "check": "graft.api",
     "pretrain": "graft.api",
     "load": "graft.deploy.bundle",
+    "evaluate": "graft.api",
+    "index": "graft.api",
+    "open_index": "graft.similar.search",
     "Bundle": "graft.deploy.bundle",
     "Prediction": "graft.deploy.bundle",
+    "Index": "graft.similar.search",
     "StudyResult": "graft.studies.results",
     "GraftError": "graft.errors",
 }

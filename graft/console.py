@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,12 +15,17 @@ from graft.errors import SettingsError
 
 if TYPE_CHECKING:
     from graft.backbones.catalogue import Entry
+    from graft.deploy.answers import LeftOut
+    from graft.deploy.evaluate import Evaluation
     from graft.images.dataset import Dataset
     from graft.pretraining.publishing import Published
     from graft.pretraining.records import Event as Happening
+    from graft.similar.build import Indexed
     from graft.studies.frame import Event
     from graft.studies.results import StudyResult
 
+Returned = TypeVar("Returned")
+PERCENT = ("macro_f1", "accuracy", "balanced_accuracy")
 PLAIN_SECONDS = 5.0  # without a terminal, a line of progress at most so often
 
 
@@ -43,6 +48,19 @@ def count(steps: Iterator[tuple[int, int]], text: str, *, to_stderr: bool) -> No
     with _Live(_console(to_stderr=to_stderr)) as live:
         for done, total in steps:
             live.show(Event("progress", text, done, total))
+
+
+def follow_steps(
+    steps: Generator[tuple[str, int, int], None, Returned], *, to_stderr: bool = False
+) -> Returned:
+    """Show the progress of (what, done, total) steps, and return what they return."""
+    with _Live(_console(to_stderr=to_stderr)) as live:
+        while True:
+            try:
+                text, done, total = next(steps)
+            except StopIteration as finished:
+                return finished.value
+            live.bar(text, done, total, "")
 
 
 def follow_pretraining(events: Generator[Happening, None, Published]) -> Published:
@@ -270,6 +288,78 @@ def show_dataset(dataset: Dataset) -> None:
         )
     if len(facts["issues"]) > 20:
         console.print(f"  and {len(facts['issues']) - 20} more (--out check.csv writes all)")
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """What a model is worth on labelled images: its scores, then class by class."""
+    from graft.deploy.evaluate import spelling_hint
+
+    console = _console()
+    overview = Table(
+        title=f"{evaluation.images} images of known classes", title_justify="left", title_style="dim"
+    )
+    overview.add_column("score")
+    for name in ("value", "95 % interval"):
+        overview.add_column(name, justify="right", no_wrap=True)
+    for name, score in evaluation.scores.items():
+        edges = (score.value, score.low, score.high)
+        value, low, high = (f"{100 * part:.1f} %" if name in PERCENT else f"{part:.3f}" for part in edges)
+        overview.add_row(name.replace("_", " "), value, f"{low} to {high}")
+    console.print(overview)
+    table = Table()
+    table.add_column("class", overflow="fold")
+    for name in ("precision", "recall", "F1", "images"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("most often taken for", overflow="fold")
+    for row in evaluation.per_class:
+        shares = (f"{100 * row[name]:.1f} %" for name in ("precision", "recall", "f1"))
+        table.add_row(escape(row["class"]), *shares, str(row["support"]), _mistaken(evaluation, row["class"]))
+    console.print(table)
+    for name, count in evaluation.unknown.items():
+        hint = spelling_hint(name, evaluation.labels)
+        meant = f" (is {hint!r} meant? then rename the folder)" if hint else ""
+        told = f"The model does not know the class {name!r}{meant}; its images ({count}) are not in these scores."
+        console.print(escape(told), soft_wrap=True)
+    if evaluation.unknown:
+        share = 100 * evaluation.accuracy_with_unknown
+        console.print(f"Counted as wrong, they bring the accuracy to {share:.1f} %.")
+    _show_left_out(console, evaluation.left_out)
+
+
+def _mistaken(evaluation: Evaluation, name: str) -> str:
+    """The two other labels that images of this class most often got, with their counts."""
+    counts = evaluation.confusion[evaluation.truths.index(name)]
+    others = [
+        (int(-count), label)
+        for label, count in zip(evaluation.labels, counts, strict=True)
+        if count and label != name
+    ]
+    return escape(", ".join(f"{label} {-count}" for count, label in sorted(others)[:2]))
+
+
+def show_indexed(indexed: Indexed) -> None:
+    """What an indexing did."""
+    console = _console()
+    console.print(
+        f"{indexed.images} images: {indexed.added} added, {indexed.changed} changed, {indexed.removed} removed; "
+        f"{indexed.embedded} went through the network"
+    )
+    if indexed.recall is not None:
+        kept = "the search uses a graph" if not indexed.exact else "too few, so the search stays exact"
+        console.print(f"a graph finds {100 * indexed.recall:.1f} % of the ten nearest: {kept}")
+    _show_left_out(console, indexed.left_out)
+    console.print(f"index: {escape(str(indexed.folder))}", soft_wrap=True)
+
+
+def _show_left_out(console: Console, left_out: Sequence[LeftOut], most: int = 20) -> None:
+    if not left_out:
+        return
+    console.print(f"{len(left_out)} files left out")
+    for one in left_out[:most]:
+        name = one.name.encode("utf-8", errors="replace").decode()
+        console.print(f"  {escape(name)}: {escape(one.reason)}", soft_wrap=True)
+    if len(left_out) > most:
+        console.print(f"  and {len(left_out) - most} more")
 
 
 def parameter_count(text: str) -> float:
