@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 else:
     TrainingSettings = Any
 
-SCRATCH_SHARE = 0.25  # of the budget is kept for training from scratch, unless --only says otherwise
-TUNING_SHARE = 0.5  # is kept for fine-tuning, the last fit and packing
+SCRATCH_SHARE = 0.4  # of the budget is kept for training from scratch, unless --only says otherwise
+TUNING_SHARE = 0.75  # is kept for fine-tuning, the last fit and packing, with --only finetuned
 LEAST_TRAINING = 0.2e12  # multiply-adds of a fold, forward
 TRAINING_SPEED = 27e9  # forward multiply-adds per second of training on two cores with bfloat16
 
@@ -77,8 +77,7 @@ def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Wor
 
 def _kept_share(frame: Frame) -> float:
     """The share of the budget for what follows the probe."""
-    shares = {"frozen": 0.0, "finetuned": TUNING_SHARE, "scratch": SCRATCH_SHARE}
-    return shares.get(frame.settings.only or "", SCRATCH_SHARE + TUNING_SHARE)
+    return {"frozen": 0.0, "finetuned": TUNING_SHARE}.get(frame.settings.only or "", SCRATCH_SHARE)
 
 
 def _known(frame: Frame, entry: Entry) -> bool:
