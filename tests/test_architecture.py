@@ -22,6 +22,8 @@ ORDER = (
     ("pretraining",),
     ("judging",),
     ("deploy",),
+    ("similar",),
+    ("serving",),
     ("studies",),
     ("report",),
     ("api",),
@@ -156,7 +158,18 @@ def command(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["graft", "graft.cli", "graft.deploy.bundle", "graft.report.page", "graft.studies.results"]
+    "module",
+    [
+        "graft",
+        "graft.cli",
+        "graft.deploy.bundle",
+        "graft.deploy.evaluate",
+        "graft.similar.build",
+        "graft.serving.app",
+        "graft.serving.process",
+        "graft.report.page",
+        "graft.studies.results",
+    ],
 )
 def test_importing_loads_no_training_framework(module: str) -> None:
     assert loaded_after(f"import {module}").isdisjoint(HEAVY)
@@ -177,6 +190,16 @@ def test_predicting_loads_no_training_framework(tmp_path: Path) -> None:
     loaded = loaded_after(command("predict", str(folder), str(tmp_path / "a.png"), "--json"))
     assert loaded.isdisjoint({*HEAVY, "onnx", "openvino", "sklearn", "scipy", "rich"})
     assert "onnxruntime" in loaded
+
+
+def test_similar_images_load_no_training_framework(tmp_path: Path) -> None:
+    folder, photos = packed(tmp_path / "model.graft"), tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (40, 30), "teal").save(photos / "a.png")
+    done = loaded_after(command("index", str(folder), str(photos), "--out", str(tmp_path / "index")))
+    assert done.isdisjoint({*HEAVY, "onnx", "openvino", "sklearn", "scipy", "usearch"}) and "rich" in done
+    found = loaded_after(command("similar", str(tmp_path / "index"), str(photos / "a.png")))
+    assert found.isdisjoint({*HEAVY, "onnx", "openvino", "sklearn", "scipy", "usearch", "rich"})
 
 
 def test_the_probe_sees_what_is_loaded() -> None:

@@ -1,0 +1,182 @@
+"""The models of a service: opened once, asked by many requests at the same time.
+
+In: encoded images, or pixels in a network's geometry. Out: predictions, or embeddings. Images are decoded on a pool of
+threads and then join the model's batches; the answers are those of `Bundle.predict`. Cost: opening is that of the
+bundles and one run of each network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from graft.compute import cpu_threads
+from graft.deploy.bundle import Bundle, Prediction, load
+from graft.images.headers import UnreadableImage
+from graft.images.preprocess import load as load_pixels
+from graft.serving.batching import BatchQueue
+from graft.serving.meters import Meters
+from graft.serving.refusals import Refusal
+from graft.serving.settings import Limits, Settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One image as it came: encoded bytes, and the file's name where the client gave one."""
+
+    data: bytes
+    file: str | None = None
+
+
+class Hosted:
+    """One opened model, its queue, and the threads that decode for it."""
+
+    def __init__(
+        self, name: str, bundle: Bundle, *, decoders: ThreadPoolExecutor, limits: Limits, meters: Meters
+    ) -> None:
+        self.name, self.bundle = name, bundle
+        self._decoders, self._limits, self._meters = decoders, limits, meters
+        self._runner = ThreadPoolExecutor(1, thread_name_prefix=f"network-{name}")
+        geometry = bundle.preprocess
+        self.pixel_shape = (geometry.size, geometry.size, geometry.channels)
+        self.queue = BatchQueue(
+            self._run,
+            runner=self._runner,
+            room=limits.queue,
+            most=limits.batch,
+            observe=meters.batches(name),
+        )
+        meters.watch_queue(name, self.queue)
+        bundle.run_pixels(np.zeros((1, *self.pixel_shape), np.uint8))
+
+    async def predict(self, uploads: Sequence[Upload]) -> list[Prediction]:
+        """A prediction per image. Raises Busy, UnreadableImage, and Refusal(504) where it takes too long."""
+        with self.queue.admitted(len(uploads)):
+            return await self._in_time(_all(self._predict_one(upload) for upload in uploads))
+
+    async def probabilities(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
+        """A row per image that already has the network's geometry. Raises as `predict` does."""
+        with self.queue.admitted(len(pixels)):
+            return np.stack(await self._in_time(_all(self.queue.answer(image) for image in pixels)))
+
+    async def decoded(self, uploads: Sequence[Upload]) -> UInt8[np.ndarray, "n h w c"]:
+        """The pixels that the network is to see. Raises UnreadableImage, and Busy where too much waits already."""
+        with self.queue.admitted(len(uploads)):
+            return np.stack(await self._in_time(_all(self._pixels(upload) for upload in uploads)))
+
+    async def embed(self, uploads: Sequence[Upload]) -> Float32[np.ndarray, "n d"]:
+        """The features in front of the head, a row per image. Raises as `predict` does."""
+        loop = asyncio.get_running_loop()
+        with self.queue.admitted(len(uploads)):
+            rows = [
+                loop.run_in_executor(self._decoders, _named, self.bundle.embed, upload) for upload in uploads
+            ]
+            return np.concatenate(await self._in_time(_all(rows)))
+
+    def close(self) -> None:
+        """Ends the network's thread."""
+        self._runner.shutdown()
+
+    async def _predict_one(self, upload: Upload) -> Prediction:
+        row = await self.queue.answer(await self._pixels(upload))
+        return self._prediction(row)
+
+    def _prediction(self, row: Float32[np.ndarray, " k"]) -> Prediction:
+        order = np.argsort(-row, kind="stable")
+        labels = self.bundle.labels
+        return Prediction(
+            labels[order[0]], float(row[order[0]]), {labels[index]: float(row[index]) for index in order}
+        )
+
+    async def _pixels(self, upload: Upload) -> UInt8[np.ndarray, "h w c"]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoders, _named, self._load, upload)
+
+    def _load(self, data: bytes) -> UInt8[np.ndarray, "h w c"]:
+        return load_pixels(data, self.bundle.preprocess)
+
+    def _run(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
+        return self.bundle.run_pixels(pixels)
+
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        seconds = self._limits.answer_seconds
+        try:
+            with anyio.fail_after(seconds):
+                return await work
+        except TimeoutError:
+            raise Refusal(
+                504, f"The answer took longer than {seconds:g} s; send fewer or smaller images."
+            ) from None
+
+
+class Models:
+    """All models of a service by name; the first one answers where none is named."""
+
+    def __init__(self, settings: Settings, meters: Meters) -> None:
+        cores = cpu_threads()
+        self._decoders = ThreadPoolExecutor(cores, thread_name_prefix="decode")
+        threads = max(1, cores // settings.workers)
+        self._hosted = {
+            name: Hosted(
+                name,
+                load(folder, threads=threads),
+                decoders=self._decoders,
+                limits=settings.limits,
+                meters=meters,
+            )
+            for name, folder in settings.bundles
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """The names, in the order of the command line."""
+        return list(self._hosted)
+
+    def find(self, name: str | None) -> Hosted:
+        """The model called `name`, or the first one. Raises Refusal(404) that lists the names."""
+        if name is None:
+            return next(iter(self))
+        if name not in self._hosted:
+            known = ", ".join(self._hosted)
+            raise Refusal(404, f"There is no model {name[:100]!r} here; there is: {known}.")
+        return self._hosted[name]
+
+    def close(self) -> None:
+        """Ends all threads, after what they are doing."""
+        self._decoders.shutdown()
+        for hosted in self:
+            hosted.close()
+
+    def __iter__(self) -> Iterator[Hosted]:
+        return iter(self._hosted.values())
+
+
+def _named(work: Callable[[bytes], T], upload: Upload) -> T:
+    """`work` of the bytes; what it says of them begins with the file's name, as `graft predict` says it."""
+    try:
+        return work(upload.data)
+    except UnreadableImage as error:
+        if upload.file is None:
+            raise
+        raise UnreadableImage(error.kind, f"{upload.file}: {error.reason}") from error
+
+
+async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
+    """Like asyncio.gather, but the first failure cancels the rest."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

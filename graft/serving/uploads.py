@@ -1,0 +1,86 @@
+"""The images in the body of a request, whatever way they came.
+
+In: a request with multipart files, raw bytes, or JSON with base64. Out: `Upload`s; nothing is decoded yet. The bytes
+are counted as they come, whatever the header says of them, and they stay in memory: no image is written to disk.
+Cost: the body in memory, twice while multipart or JSON is taken apart. Not covered: compressed bodies.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from typing import Any
+
+from starlette.requests import Request
+
+from graft.serving.forms import files_of
+from graft.serving.hosting import Upload
+from graft.serving.intake import body
+from graft.serving.refusals import Refusal
+from graft.serving.settings import Limits
+
+JSON_SHAPE = '{"image": "<base64>"} or {"images": ["<base64>", ...]}'
+_DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,", re.ASCII)
+
+
+async def uploads_of(request: Request, limits: Limits) -> list[Upload]:
+    """The images of a request, at least one.
+
+    Raises Refusal: 400 for a body that is not what its type says, 408 where it comes too slowly, 413 for too many or
+    too large files, 415 for compressed bodies.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        content_type = request.headers["content-type"]
+        uploads = await files_of(content_type, body(request, limits), most=limits.files)
+    elif kind == "application/json":
+        uploads = _from_json(await json_of(request, limits), limits)
+    else:
+        data = b"".join([chunk async for chunk in body(request, limits)])
+        uploads = [Upload(data)] if data else []
+    if not uploads:
+        raise Refusal(400, f"There is no image in the request; send files, raw bytes, or JSON {JSON_SHAPE}.")
+    for upload in uploads:
+        if len(upload.data) > limits.file_bytes:
+            name = upload.file or "The image"
+            raise Refusal(
+                413, f"{name} has {len(upload.data):,} bytes; at most {limits.file_bytes:,} are taken."
+            )
+    return uploads
+
+
+async def json_of(request: Request, limits: Limits) -> Any:
+    """The JSON value of a body. Raises Refusal as `uploads_of` does."""
+    data = b"".join([chunk async for chunk in body(request, limits)])
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "The body is not valid JSON.") from None
+
+
+def _from_json(value: Any, limits: Limits) -> list[Upload]:
+    given = value.get("images", [value.get("image")]) if isinstance(value, dict) else None
+    if not isinstance(given, list) or not all(isinstance(text, str) for text in given):
+        raise Refusal(400, f"The JSON does not have the form {JSON_SHAPE}.")
+    return from_base64(given, limits)
+
+
+def from_base64(texts: list[str], limits: Limits) -> list[Upload]:
+    """Encoded images; a `data:` URL will do, too. Raises Refusal (400, 413)."""
+    if len(texts) > limits.files:
+        raise Refusal(413, f"{len(texts)} images in one request; at most {limits.files} are taken.")
+    return [Upload(_bytes(text, place)) for place, text in enumerate(texts)]
+
+
+def _data_url_length(text: str) -> int:
+    found = _DATA_URL.match(text)
+    return found.end() if found else 0
+
+
+def _bytes(text: str, place: int) -> bytes:
+    try:
+        return base64.b64decode(text[_data_url_length(text) :], validate=True)
+    except (binascii.Error, ValueError):
+        raise Refusal(400, f"Image {place} of the JSON is not valid base64.") from None
