@@ -61,7 +61,9 @@ def test_the_cost_is_what_runs(architecture: str, size: int, channels: int, clas
     ("architecture", "least", "most"), [("graft_small", 1.2e6, 1.5e6), ("graft_tiny", 0.3e6, 0.7e6)]
 )
 def test_trunks_are_small(architecture: str, least: float, most: float) -> None:
-    parameters = sum(weight.numel() for weight in build_student(architecture, num_classes=0, head=0).parameters())
+    parameters = sum(
+        weight.numel() for weight in build_student(architecture, num_classes=0, head=0).parameters()
+    )
     assert least < parameters < most
 
 
