@@ -25,7 +25,7 @@ from jaxtyping import UInt8
 
 from graft.backbones.catalogue import Entry, find
 from graft.backbones.trunks import trunk_of
-from graft.backbones.weights import Reach, WeightsFolder
+from graft.backbones.weights import Reach, WeightsFolder, shelf
 from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.dataset import Preprocess
@@ -121,7 +121,7 @@ def work(orders: IO[str], place: Path, settings: dict[str, Any]) -> None:
         order = json.loads(line)
         with suppress(GraftError, OSError, RuntimeError):  # told by whoever tries again
             trunk_of(
-                find(order["name"], folder),
+                find(order["name"], shelf(folder)),
                 Preprocess(**order["geometry"]),
                 folder=folder,
                 reach=reach,

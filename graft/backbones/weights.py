@@ -117,6 +117,18 @@ def _opened(place: Path) -> WeightsFolder | None:
     return WeightsFolder.open(place) if (place / "weights.json").is_file() else None
 
 
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Networks to look up names in."""
+
+    entries: tuple[Entry, ...]
+
+
+def shelf(folder: WeightsFolder | None) -> Shelf:
+    """What is on this machine in any case, for `catalogue.find`."""
+    return Shelf(held(folder))
+
+
 def held(folder: WeightsFolder | None) -> tuple[Entry, ...]:
     """What is on this machine in any case: the networks of the folder, then the embedded ones of other names."""
     own = folder.entries if folder else ()

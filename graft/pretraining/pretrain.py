@@ -19,7 +19,7 @@ from graft.backbones import catalogue
 from graft.backbones.catalogue import Entry
 from graft.backbones.hub import Reach, reach_hub
 from graft.backbones.opening import open_backbone
-from graft.backbones.weights import WeightsFolder, folder_from, load_state, locate
+from graft.backbones.weights import WeightsFolder, folder_from, load_state, locate, shelf
 from graft.compute import Compute, choose
 from graft.errors import BackboneError, RunError
 from graft.pretraining import checkpoint
@@ -125,7 +125,7 @@ def _refuse_unfinished(settings: PretrainSettings) -> None:
 def _teacher_entry(settings: PretrainSettings, folder: WeightsFolder | None) -> Entry:
     """The teacher's row. Raises BackboneError if it is unknown or its weights cannot be had."""
     assert settings.teacher is not None
-    entry = catalogue.find(settings.teacher, folder)
+    entry = catalogue.find(settings.teacher, shelf(folder))
     reach = _reach(entry, folder)
     if locate([entry], folder=folder, reach=reach)[entry.name] == "unreachable":
         raise BackboneError(

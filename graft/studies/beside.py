@@ -23,6 +23,7 @@ from graft.studies.subjects import new_subjects
 def trunk_of_trial(frame: Frame, trial: Trial) -> TrunkFile:
     """The trunk of a frozen trial; it was opened in this session, so the cache has it."""
     from graft.backbones.catalogue import find
+    from graft.backbones.weights import shelf
 
     geometry = trial.recipe.geometry
     samples = samples_of(frame, geometry)
@@ -39,7 +40,7 @@ def trunk_of_trial(frame: Frame, trial: Trial) -> TrunkFile:
             compute=frame.compute,
         )
     return trunk_of(
-        find(trial.recipe.backbone, frame.folder),
+        find(trial.recipe.backbone, shelf(frame.folder)),
         geometry,
         folder=frame.folder,
         reach=frame.reach,

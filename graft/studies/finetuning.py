@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graft.backbones.catalogue import find
+from graft.backbones.weights import shelf
 from graft.errors import BackboneError
 from graft.images.pixels import open_pixels
 from graft.judging.uncertainty import draw_weights, paired
@@ -75,7 +76,7 @@ def _planned(frame: Frame, trials: Sequence[Trial]) -> Generator[Event, None, Tu
     """The journalled plan, or a new one."""
     from graft.learning.finetune import TuneSettings
 
-    entries = {t.recipe.backbone: find(t.recipe.backbone, frame.folder) for t in trials if _frozen(t)}
+    entries = {t.recipe.backbone: find(t.recipe.backbone, shelf(frame.folder)) for t in trials if _frozen(t)}
     chosen = finalists(frame, trials, entries)
     by_key = {trial.recipe.key: trial for trial in trials}
     known = frame.journal.find(PLAN, {})

@@ -14,20 +14,13 @@ import numpy as np
 
 from graft.backbones import catalogue
 from graft.backbones.catalogue import Entry
-from graft.backbones.weights import Reach, WeightsFolder, held, locate
+from graft.backbones.weights import Reach, WeightsFolder, held, locate, shelf
 from graft.errors import BackboneError
 from graft.images.dataset import Dataset, Preprocess
 from graft.studies.settings import Settings
 
 # int8 and truncation make a network smaller than its float32 file; a lower tap of one four times too large may fit.
 SIZE_SLACK = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Shelf:
-    """The networks that are on this machine in any case, for looking up names."""
-
-    entries: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +40,7 @@ def plan(settings: Settings, *, folder: WeightsFolder | None, reach: Reach) -> P
     notices: list[str] = []
     chosen: dict[str, tuple[Entry, str]] = {}
     for name in settings.backbones:
-        entry, notice = catalogue.resolve(name, _Shelf(held(folder)))
+        entry, notice = catalogue.resolve(name, shelf(folder))
         notices += [notice] if notice else []
         if locate([entry], folder=folder, reach=reach)[entry.name] == "unreachable":
             raise BackboneError(

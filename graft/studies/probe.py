@@ -21,7 +21,7 @@ from graft.backbones.activations import Activations, extracting
 from graft.backbones.ahead import Ahead
 from graft.backbones.catalogue import Entry
 from graft.backbones.graph import parameters, tap_output
-from graft.backbones.trunks import CHECK_IMAGES, TapRow, TrunkFile, trunk_of
+from graft.backbones.trunks import CHECK_IMAGES, UNTRAINED, TapRow, TrunkFile, trunk_of
 from graft.compute import cpu_name
 from graft.deploy.assemble import assembled
 from graft.images.dataset import Preprocess
@@ -107,7 +107,7 @@ def priced(frame: Frame, probed: Probed) -> list[Trial]:
 
 def recipe_of(trunk: TrunkFile, tap: TapRow, *, suffix: str = "") -> Recipe:
     """The recipe of a frozen candidate."""
-    untrained = trunk.entry.library == "graft"
+    untrained = trunk.entry.architecture == UNTRAINED
     return Recipe(
         name=f"{trunk.entry.name}/{tap.name}{suffix}",
         strategy="random" if untrained else "frozen",
