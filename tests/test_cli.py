@@ -84,7 +84,8 @@ def test_models_and_doctor(run: Path) -> None:
     sizes = [row["parameters"] for row in listed]
     assert sizes == sorted(sizes) and max(sizes) <= 5_000_000
     assert next(row for row in listed if row["name"] == "test_resnet.made")["weights"] == "here"
-    assert all(row["weights"] in ("here", "hub", "unreachable") for row in listed)
+    assert {row["name"] for row in listed if row["weights"] == "embedded"} == {"graft_small.distilled"}
+    assert all(row["weights"] in ("here", "embedded", "hub", "unreachable") for row in listed)
     facts = json.loads(graft("doctor", "--weights", weights, "--json").stdout)
     assert "test_resnet.made" in facts["here"] and facts["cache"]["bytes"] > 0
     assert "openvino" in graft("doctor").stdout

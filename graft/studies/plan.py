@@ -60,7 +60,7 @@ def _automatic(settings: Settings, folder: WeightsFolder | None, reach: Reach) -
     missing = len(known) - len(within)
     most = settings.max_bytes * SIZE_SLACK if settings.max_bytes else None
     own = [entry for entry in within if places[entry.name] == "embedded"]
-    chosen = _with_own(catalogue.stratified(within, max_bytes=most), own, most)
+    chosen = _with_own(catalogue.stratified(within, max_bytes=most), own)
     notices = []
     if missing:
         notices.append(
@@ -80,14 +80,11 @@ def _automatic(settings: Settings, folder: WeightsFolder | None, reach: Reach) -
     return Plan(tuple(sorted(chosen, key=_cost)), tuple(notices))
 
 
-def _with_own(
-    chosen: list[tuple[Entry, str]], own: Sequence[Entry], most: int | None
-) -> list[tuple[Entry, str]]:
-    """The choice with every embedded backbone that keeps within the limit: it costs little and is always there."""
+def _with_own(chosen: list[tuple[Entry, str]], own: Sequence[Entry]) -> list[tuple[Entry, str]]:
+    """The choice with every embedded backbone, whatever the limits: it costs little, and its lower taps are tiny."""
     names = {entry.name for entry, _ in chosen}
     missing = [entry for entry in own if entry.name not in names]
-    fitting = [entry for entry in missing if most is None or (entry.bytes or 0) <= most]
-    return [*chosen, *((entry, "comes with Graft") for entry in fitting)]
+    return [*chosen, *((entry, "comes with Graft") for entry in missing)]
 
 
 def _from_where(folder: WeightsFolder | None, own: Sequence[Entry]) -> str:

@@ -46,10 +46,10 @@ def test_auto_always_has_it_and_a_name_finds_it(inside: WeightsFolder, tmp_path:
     assert [entry.name for entry, _ in named.backbones] == [name]
 
 
-def test_a_limit_keeps_it_out(inside: WeightsFolder, tmp_path: Path) -> None:
+def test_no_limit_keeps_it_out(inside: WeightsFolder, tmp_path: Path) -> None:
     settings = resolved(tmp_path, max_size=1000)
     assert inside.entries[0].bytes is not None and inside.entries[0].bytes > 4000
-    assert plan(settings, folder=None, reach=NOWHERE).backbones == ()
+    assert plan(settings, folder=None, reach=NOWHERE).backbones == ((inside.entries[0], "comes with Graft"),)
 
 
 def test_without_the_folder_nothing_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pytest
 from made_sets import NASTY_CLASSES, stripes, weights_folder
 
 import graft
+from graft.backbones import weights as embedding
 from graft.errors import DatasetError, RunError
 from graft.images.folds import split
 from graft.images.scan import scan
@@ -239,8 +240,15 @@ def test_without_hub_and_weights_the_embedded_backbone_is_there(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_nothing_to_transfer_from_is_said_and_the_study_goes_on(tmp_path: Path) -> None:
-    facts = offline(tmp_path, stripes(tmp_path / "photos", each=20, grey=True), "--max-size", "200kB")
+def test_nothing_to_transfer_from_is_said_and_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "EMBEDDED", tmp_path / "nothing")
+    for name in ("HF_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    photos = stripes(tmp_path / "photos", each=20, grey=True)
+    facts = graft.study(photos, out=tmp_path / "run", folds=2, budget="60s").facts
     assert facts["dataset"]["grey"]
     assert {row["strategy"] for row in facts["candidates"]} == {"random", "scratch"}
     assert any("nothing to transfer from" in notice for notice in facts["notices"])
