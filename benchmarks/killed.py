@@ -113,7 +113,8 @@ def numbers(facts: dict) -> dict:
         for row in facts["candidates"]
     }
     choice = {name: facts["choice"][name] for name in ("id", "headline", "test")}
-    return {"candidates": rows, "choice": choice, "versus": facts["scratch_versus_transfer"]}
+    versus = {name: facts["scratch_versus_transfer"][name] for name in ("difference", "interval")}
+    return {"candidates": rows, "choice": choice, "versus": versus}
 
 
 def differences(a: object, b: object, where: str = "") -> list[str]:
