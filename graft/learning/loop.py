@@ -37,12 +37,12 @@ class Epoch:
     seconds: float
 
 
-def rate_share(step: int, total: int) -> float:
-    """The share of the learning rate at a step: a tenth of the steps up in a line, then down along a cosine.
+def rate_share(step: int, total: int, *, longest_warm: int = 10**9) -> float:
+    """The share of the learning rate at a step: a tenth of the steps (at most `longest_warm`) up, then down a cosine.
 
     Loshchilov & Hutter 2017.
     """
-    warm = max(1, total // 10)
+    warm = max(1, min(longest_warm, total // 10))
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))

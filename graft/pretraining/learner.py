@@ -7,7 +7,6 @@ moving average of all weights that forgets faster at first, the gradient cut at 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -23,6 +22,7 @@ from graft.backbones.taps import Trunk
 from graft.backbones.weights import build
 from graft.compute import Compute
 from graft.errors import BackboneError, SettingsError
+from graft.learning.loop import rate_share
 from graft.pretraining.settings import OWN, PretrainSettings
 
 CLIP = 2.0
@@ -160,15 +160,7 @@ def _undecided(network: nn.Module) -> None:
 
 def rate_at(step: int, total: int, peak: float) -> float:
     """Up in a line over 100 steps (a tenth of a short training), then down to zero along a cosine."""
-    warm = max(1, min(WARM_STEPS, total // 10))
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
-def kept_share(step: int, averaging: float) -> float:
-    """How much of itself the average keeps after `step` steps."""
-    return min(averaging, (1 + step) / (10 + step))
+    return peak * rate_share(step, total, longest_warm=WARM_STEPS)
 
 
 def headless(entry: Entry) -> Entry:

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 
 import torch
 
 from graft.compute import Compute
 from graft.errors import GraftError
+from graft.learning.loop import kept_share, threads
 from graft.pretraining import checkpoint
 from graft.pretraining.checkpoint import Standing
-from graft.pretraining.learner import Learner, kept_share, rate_at
+from graft.pretraining.learner import Learner, rate_at
 from graft.pretraining.lessons import Asked, Lesson
 from graft.pretraining.records import Epoch, Progress
 from graft.pretraining.rounds import Piece, Rounds
@@ -52,12 +52,12 @@ def training(
     while standing.step < standing.epochs * standing.steps:
         number = (standing.step // standing.steps) % cycle
         index = (standing.step % standing.steps) // rounds.per_piece
-        with _threads(compute):
+        with threads(compute):
             piece = rounds.piece(number, index, torch.device(compute.device))
             asked = lesson.about(number, index, piece)
         end = standing.step - (standing.step % standing.steps - piece.first) + (piece.last - piece.first)
         while standing.step < end:
-            with _threads(compute):
+            with threads(compute):
                 _step(learner, piece, asked, rounds, standing, settings, compute)
             if clock.to_tell():
                 yield _progress(standing, clock, rounds.batch)
@@ -65,7 +65,7 @@ def training(
                 clock.stop(standing)
                 checkpoint.save(settings, standing, learner.state())
         if standing.step % standing.steps == 0:
-            with _threads(compute):
+            with threads(compute):
                 epoch = _epoch(learner, rounds, lesson, standing, clock, settings, compute)
             yield epoch
 
@@ -75,7 +75,7 @@ def seconds_of(learner: Learner, rounds: Rounds, lesson: Lesson, compute: Comput
 
     20 steps over the first piece; what the teacher says about it is kept for the training itself.
     """
-    with _threads(compute):
+    with threads(compute):
         begun = time.monotonic()
         piece = rounds.piece(0, 0, torch.device(compute.device))
         asked = lesson.about(0, 0, piece)
@@ -220,14 +220,3 @@ def _progress(standing: Standing, clock: _Clock, batch: int) -> Progress:
     epoch = min(standing.epochs, standing.step // standing.steps + 1)
     detail = f"epoch {epoch}/{standing.epochs}, loss {loss:.3f}, {batch / seconds:.0f} images/s"
     return Progress("training", standing.step, total, seconds * (total - standing.step), detail)
-
-
-@contextmanager
-def _threads(compute: Compute) -> Iterator[None]:
-    """torch's number of threads for the time of a block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(compute.threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
