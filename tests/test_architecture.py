@@ -28,6 +28,7 @@ ORDER = (
     ("report",),
     ("api",),
     ("console",),
+    ("commands",),
     ("cli",),
 )
 RANK = {chapter: rank for rank, chapters in enumerate(ORDER) for chapter in chapters}

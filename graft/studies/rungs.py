@@ -47,6 +47,7 @@ class Progress:
     reasons: dict[str, str] = field(default_factory=dict)
     trunks: dict[str, TrunkFile] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
+    extras: dict[str, Any] = field(default_factory=dict)  # by its name in study.json
 
 
 def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Working:

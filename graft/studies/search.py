@@ -162,6 +162,7 @@ def _finish(frame: Frame, done: Progress, command: str) -> Generator[Event, None
         "position": where_the_data_stand(frame, done.trials),
         "backbones": done.reasons,
         "plan": done.plan,
+        **done.extras,
         "notices": done.notices,
         "environment": results.environment(),
     }

@@ -1,0 +1,1 @@
+"""The commands, a module each: `add` declares the options, `run` calls one function and prints."""

@@ -1,0 +1,25 @@
+"""graft doctor: versions, devices, what is available offline, cache sizes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="versions, devices, what is available offline, cache sizes")
+    doctor.add_argument("--weights", metavar="DIR", help="a weights folder to look into")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from graft import console
+
+    facts = console.doctor_facts(options.weights)
+    if options.json:
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        console.show_doctor(facts)
+    return 0

@@ -1,0 +1,33 @@
+"""graft evaluate: how good a packed model is on labelled images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="how good a packed model is on labelled images")
+    evaluate.add_argument("bundle", help="a folder model.graft")
+    evaluate.add_argument("source", help="a folder <class>/..., a CSV or Parquet file")
+    evaluate.add_argument("--csv", metavar="FILE", help="write every image's answer as CSV")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from graft import console
+    from graft.deploy.bundle import load
+    from graft.deploy.evaluate import evaluating, write_answers
+
+    bundle = load(options.bundle, threads=1)
+    evaluation = console.follow_steps(evaluating(bundle, options.source), to_stderr=options.json)
+    if options.csv:
+        write_answers(evaluation, Path(options.csv))
+    if options.json:
+        print(json.dumps(evaluation.facts, ensure_ascii=False))
+    else:
+        console.show_evaluation(evaluation)
+    return 0
