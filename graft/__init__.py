@@ -15,21 +15,25 @@ from typing import TYPE_CHECKING, Any
 from graft.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from graft.api import check, evaluate, index, pretrain, study
+    from graft.api import check, evaluate, index, pretrain, shrink, study, train
     from graft.deploy.bundle import Bundle, Prediction, load
     from graft.errors import GraftError
+    from graft.estimator import GraftClassifier
     from graft.similar.search import Index, open_index
     from graft.studies.results import StudyResult
 
 __all__ = [
     "study",
+    "train",
     "check",
     "pretrain",
+    "shrink",
     "load",
     "evaluate",
     "index",
     "open_index",
     "StudyResult",
+    "GraftClassifier",
     "Bundle",
     "Prediction",
     "Index",
@@ -39,8 +43,10 @@ __all__ = [
 
 _HOMES = {
     "study": "graft.api",
+    "train": "graft.api",
     "check": "graft.api",
     "pretrain": "graft.api",
+    "shrink": "graft.api",
     "load": "graft.deploy.bundle",
     "evaluate": "graft.api",
     "index": "graft.api",
@@ -49,6 +55,7 @@ _HOMES = {
     "Prediction": "graft.deploy.bundle",
     "Index": "graft.similar.search",
     "StudyResult": "graft.studies.results",
+    "GraftClassifier": "graft.estimator",
     "GraftError": "graft.errors",
 }
 

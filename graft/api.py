@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from threading import Event as Flag
 from typing import TYPE_CHECKING, Any
 
 from graft.images.dataset import Dataset
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from graft.deploy.evaluate import Evaluation
     from graft.pretraining.publishing import Published
     from graft.similar.build import Indexed
+    from graft.studies.train_settings import TrainSettings
 else:  # neither torch nor ONNX Runtime is needed to name them
-    Bundle = Evaluation = Indexed = Published = Any
+    Bundle = Evaluation = Indexed = Published = TrainSettings = Any
 
 
 def study(
@@ -76,12 +78,167 @@ def study(
             return finished.value
 
 
-def running(settings: Settings, *, command: str) -> Generator[Event, None, StudyResult]:
-    """The study and then its report, as a generator of events that returns the result."""
+def running(
+    settings: Settings, *, command: str, halt: Flag | None = None
+) -> Generator[Event, None, StudyResult]:
+    """The study and then its report, as a generator of events that returns the result; `halt` ends it early."""
     from graft.report.page import write
     from graft.studies.search import studying
 
-    result = yield from studying(settings, command=command)
+    result = yield from studying(settings, command=command, halt=halt)
+    yield Event("progress", "writing the report")
+    write(result.run)
+    return result
+
+
+def train(
+    source: str | Path,
+    *,
+    backbone: str | None = None,
+    init: str | None = None,
+    freeze: str | int | None = None,
+    tap: str | None = None,
+    head: str | None = None,
+    input: str | None = None,
+    size: int | str | None = None,
+    fit: str | None = None,
+    augment: str | Path | None = None,
+    balance: str | None = None,
+    lr: float | str | None = None,
+    epochs: int | str | None = None,
+    patience: int | str | None = None,
+    batch_size: int | str | None = None,
+    batch_norm: str | None = None,
+    mixup: float | str | None = None,
+    cutmix: float | str | None = None,
+    ema: bool | None = None,
+    ensemble: int | str | None = None,
+    seeds: int | str | None = None,
+    folds: int | str | None = None,
+    metric: str | None = None,
+    groups: str | None = None,
+    seed: int | str | None = None,
+    recipe: str | Path | None = None,
+    save_recipe: str | Path | None = None,
+    out: str | Path | None = None,
+    budget: str | int | float | None = None,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    preview: bool = False,
+    overwrite: bool = False,
+) -> StudyResult:
+    """Train one recipe on the images in `source` and return its result; what each argument means: docs/train.md.
+
+    The run folder is that of a study with one candidate: measured on folds, fitted on all images, tested once, packed. An
+    argument that is None is what the file `recipe` says, or else its default. The same call continues a run that was
+    interrupted.
+
+    Raises GraftError with a sentence for whatever cannot be done.
+    """
+    from graft.studies.train_settings import resolved_training
+
+    settings = resolved_training(
+        source,
+        backbone=backbone,
+        init=init,
+        freeze=freeze,
+        tap=tap,
+        head=head,
+        input=input,
+        size=size,
+        fit=fit,
+        augment=augment,
+        balance=balance,
+        lr=lr,
+        epochs=epochs,
+        patience=patience,
+        batch_size=batch_size,
+        batch_norm=batch_norm,
+        mixup=mixup,
+        cutmix=cutmix,
+        ema=ema,
+        ensemble=ensemble,
+        seeds=seeds,
+        folds=folds,
+        metric=metric,
+        groups=groups,
+        seed=seed,
+        recipe=recipe,
+        save_recipe=save_recipe,
+        out=out,
+        budget=budget,
+        weights=weights,
+        device=device,
+        preview=preview,
+        overwrite=overwrite,
+    )
+    work = running_recipe(settings, command=f"graft.train({str(source)!r}, ...)")
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return finished.value
+
+
+def shrink(
+    run: str | Path,
+    *,
+    max_size: str | int | None = None,
+    max_latency: str | int | float | None = None,
+    tolerance: float = 0.01,
+) -> StudyResult:
+    """Continue the finished study in the run folder `run` with smaller models, and pack the smallest that holds.
+
+    `max_size`, `max_latency`: limits on the packed model, such as `"1MB"` (or bytes) and `"3ms"` (or milliseconds).
+    `tolerance`: what it may lose of the metric against the best full-size candidate, 0 to 0.5. The study's own bundle
+    stays; the small one is `model-small.graft` beside it, and `facts["shrink"]` tells every step.
+
+    Raises GraftError with a sentence for whatever cannot be done.
+    """
+    work = shrinking_run(run, max_size=max_size, max_latency=max_latency, tolerance=tolerance)
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return finished.value
+
+
+def shrinking_run(
+    run: str | Path,
+    *,
+    max_size: str | int | None,
+    max_latency: str | int | float | None,
+    tolerance: float,
+    halt: Flag | None = None,
+) -> Generator[Event, None, StudyResult]:
+    """`shrink`, and the report anew, as a generator of events that returns the result."""
+    from graft.errors import SettingsError
+    from graft.quantities import milliseconds, size_bytes
+    from graft.report.page import write
+    from graft.studies.shrinking_finish import shrinking
+
+    if not 0 <= tolerance <= 0.5:
+        raise SettingsError(f"--tolerance {tolerance:g}: give a number from 0 to 0.5, such as 0.01 for one point.")
+    result = yield from shrinking(
+        Path(run),
+        tolerance=tolerance,
+        max_bytes=None if max_size is None else size_bytes(max_size),
+        max_latency_ms=None if max_latency is None else milliseconds(max_latency),
+        halt=halt,
+    )
+    yield Event("progress", "writing the report")
+    write(result.run)
+    return result
+
+
+def running_recipe(
+    settings: TrainSettings, *, command: str, halt: Flag | None = None
+) -> Generator[Event, None, StudyResult]:
+    """One recipe and then its report, as `running` does it for a study."""
+    from graft.report.page import write
+    from graft.studies.train import training_by_hand
+
+    result = yield from training_by_hand(settings, command=command, halt=halt)
     yield Event("progress", "writing the report")
     write(result.run)
     return result

@@ -17,19 +17,38 @@ from graft.commands import (
     demo,
     doctor,
     evaluate,
+    export,
     index,
     models,
     predict,
     pretrain,
     report,
     serve,
+    shrink,
     similar,
     study,
+    train,
 )
 from graft.errors import GraftError
 from graft.version import VERSION
 
-COMMANDS = (study, demo, check, models, pretrain, predict, serve, evaluate, index, similar, report, doctor)
+COMMANDS = (
+    study,
+    train,
+    demo,
+    check,
+    models,
+    pretrain,
+    predict,
+    serve,
+    evaluate,
+    shrink,
+    export,
+    index,
+    similar,
+    report,
+    doctor,
+)
 
 EXAMPLES = """examples:
   graft study photos/                          measure, choose, report and pack

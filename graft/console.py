@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import signal
+import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from threading import Event as Flag
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -29,16 +34,46 @@ PERCENT = ("macro_f1", "accuracy", "balanced_accuracy")
 PLAIN_SECONDS = 5.0  # without a terminal, a line of progress at most so often
 
 
-def follow(events: Generator[Event, None, StudyResult], *, to_stderr: bool) -> StudyResult:
-    """Show a study's events as they come, and return its result."""
+def follow(
+    events: Generator[Event, None, StudyResult], *, to_stderr: bool, halt: Flag | None = None
+) -> StudyResult:
+    """Show a study's events as they come, and return its result.
+
+    Once there is a leaderboard, the first Ctrl-C sets `halt`, so that the study ends with the answer so far; without
+    `halt` it is itself.
+    """
     console = _console(to_stderr=to_stderr)
-    with _Live(console) as live:
+    answered = Flag()
+    gentle = nullcontext() if halt is None else _gentle_interrupt(console, answered, halt)
+    with _Live(console) as live, gentle:
         while True:
             try:
                 event = next(events)
             except StopIteration as finished:
                 return finished.value
             live.show(event)
+            if event.kind == "board":
+                answered.set()
+
+
+@contextmanager
+def _gentle_interrupt(console: Console, answered: Flag, halt: Flag) -> Iterator[None]:
+    """Ctrl-C sets `halt` where there is an answer, and is itself before that and the second time."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupted(*_: object) -> None:
+        if halt.is_set() or not answered.is_set():
+            raise KeyboardInterrupt
+        halt.set()
+        console.print("  Ctrl-C: ending with the answer so far. Once more stops at once.", soft_wrap=True)
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def count(steps: Iterator[tuple[int, int]], text: str, *, to_stderr: bool) -> None:
@@ -151,7 +186,8 @@ class _Live:
             self.console.print(f"  {escape(event.text)}", soft_wrap=True)
 
     def _progress(self, event: Event) -> None:
-        left = f"{event.remaining_seconds:.0f} s of the budget left" if event.remaining_seconds > 0 else ""
+        limited = 0 < event.remaining_seconds < math.inf
+        left = f"{event.remaining_seconds:.0f} s of the budget left" if limited else ""
         self.bar(event.text, event.done, event.total, left)
 
     def bar(self, text: str, done: int, total: int, left: str) -> None:
@@ -204,7 +240,7 @@ def show_result(result: StudyResult) -> None:
             if row["id"] == choice["id"]:
                 best["choice"] = row
     table = Table(
-        title=f"{metric.label}, out of fold; tied: cannot be told apart from the best",
+        title=f"{metric.label}, out of fold; tied: not to be told apart from the best, nor a point behind",
         title_justify="left",
         title_style="dim",
     )

@@ -10,8 +10,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from graft.deploy.assemble import assembled
-from graft.deploy.pack import Check, pack
+from graft.deploy.pack import NOTHING_KNOWN, Check, Knowing, pack
+from graft.deploy.unknown import held_out_scores, score_graph, upper_quantile
 from graft.images.dataset import Preprocess
+from graft.learning.ridge import unit
 
 FEATURES = 6
 LABELS = ("ant", "bee", "a wasp")
@@ -110,10 +112,43 @@ def about() -> dict[str, Any]:
     }
 
 
-def packed(folder: Path, preprocess: Preprocess | None = None) -> Path:
+def knowing(preprocess: Preprocess, **others: Any) -> Knowing:
+    """What a bundle of the tiny network knows of its limits, from pixels as `noise` makes them; `others` are added."""
+    pixels = noise(60, preprocess, seed=7)
+    rows = unit(features_of(pixels)).astype(np.float32)
+    stranger, scores = held_out_scores(
+        rows, probabilities_of(pixels).astype(np.float32), np.arange(len(rows)) % 5
+    )
+    unknown = {
+        "threshold": upper_quantile(scores, 0.95),
+        "accepted": 0.95,
+        "method": "made up",
+        "origin": "made up",
+        "images": 60,
+        "curve": [{"coverage": 1.0, "accuracy": 0.9}, {"coverage": 0.95, "accuracy": 0.92}],
+    }
+    measured = {"coverage": 0.91, "mean_size": 1.2, "single": 0.8}
+    conformal = {"coverage": 0.9, "least_probability": 0.25, "method": "made up", "images": 60}
+    return Knowing(
+        score_graph(stranger, classes=len(LABELS)).SerializeToString(),
+        unknown,
+        conformal | {"measured": measured},
+        **others,
+    )
+
+
+def packed(folder: Path, preprocess: Preprocess | None = None, *, known: Knowing | None = None) -> Path:
     """A bundle of the tiny network in `folder`."""
     preprocess = preprocess or Preprocess(16)
     pixels = noise(4, preprocess)
     check = Check(pixels, probabilities_of(pixels))
-    pack(folder, model(preprocess), labels=LABELS, preprocess=preprocess, about=about(), check=check)
+    pack(
+        folder,
+        model(preprocess),
+        labels=LABELS,
+        preprocess=preprocess,
+        about=about(),
+        check=check,
+        knowing=known or NOTHING_KNOWN,
+    )
     return folder

@@ -1,6 +1,6 @@
 """Files written by format 1 still open and say the same; they are never written again, only added to.
 
-`bundle-v1` is the tiny network of `made_models`, `weights-v1` a MobileNetV1 of width 0.02 with random weights (seed 0),
+`bundle-v1` is the tiny network of `made_models`, `bundle-v1-complete` the same with all that format 1.0 has, `weights-v1` a MobileNetV1 of width 0.02 with random weights (seed 0),
 `study-v1.json` and `journal-v1.jsonl` come from a study of 80 photos, shortened.
 """
 
@@ -11,13 +11,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from made_models import LABELS
 
 from graft.backbones.hub import Reach
 from graft.backbones.weights import WeightsFolder, load_state
 from graft.deploy.bundle import load
+from graft.errors import BundleError
 from graft.images.dataset import Preprocess
+from graft.images.decode import read as read_image
 from graft.report.page import render
 from graft.studies import results
 from graft.studies.journal import Journal, read
@@ -33,6 +36,32 @@ def test_the_bundle_gives_the_same_probabilities() -> None:
     assert answer == pytest.approx(expected["probabilities"], abs=1e-5)
     assert list(answer) == list(expected["probabilities"])
     np.testing.assert_allclose(bundle.embed(GOLDEN / "photo.png")[0], expected["embedding"], atol=1e-5)
+
+
+def test_the_completed_format_gives_the_same_answers() -> None:
+    expected = json.loads((GOLDEN / "bundle-v1-complete.expected.json").read_text(encoding="utf-8"))
+    folder, photo = GOLDEN / "bundle-v1-complete", GOLDEN / "photo.png"
+    bundle = load(folder)
+    answer = bundle.predict(photo)
+    assert answer.probabilities == pytest.approx(expected["probabilities"], abs=1e-5)
+    assert answer.score == pytest.approx(expected["score"], abs=1e-3)
+    assert (answer.unknown, answer.labels_90) == (expected["unknown"], tuple(expected["labels_90"]))
+    np.testing.assert_allclose(bundle.embed(photo)[0], expected["embedding"], atol=1e-5)
+    np.testing.assert_allclose(bundle.explain(photo).mean(axis=1), expected["explained"], atol=1e-3)
+    session = onnxruntime.InferenceSession(
+        str(folder / "preprocess.onnx"), providers=["CPUExecutionProvider"]
+    )
+    (image,) = session.run(None, {"picture": np.array(read_image(photo).convert("RGB"))})
+    np.testing.assert_allclose(image.mean(axis=(0, 1, 2)), expected["prepared_mean"], atol=0.1)
+    assert (folder / "labels.txt").read_text(encoding="utf-8").splitlines() == list(bundle.labels)
+
+
+def test_the_older_bundle_knows_nothing_of_its_limits_and_says_so() -> None:
+    bundle = load(GOLDEN / "bundle-v1")
+    answer = bundle.predict(GOLDEN / "photo.png")
+    assert (answer.unknown, answer.score, answer.labels_90) == (None, None, None)
+    with pytest.raises(BundleError, match="packed by an older Graft"):
+        bundle.explain(GOLDEN / "photo.png")
 
 
 def test_the_journal_goes_on(tmp_path: Path) -> None:

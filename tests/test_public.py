@@ -14,7 +14,9 @@ from PIL import Image
 import graft
 from graft import api, cli, errors
 from graft.pretraining.settings import resolved_pretraining
+from graft.studies.page import Page
 from graft.studies.settings import Settings, resolved
+from graft.studies.train_settings import resolved_training
 
 
 def test_every_public_name_is_there_and_documented() -> None:
@@ -54,6 +56,16 @@ def test_pretrain_takes_the_same_options_everywhere() -> None:
     for name, parameter in offered.items():
         assert parameter.default == settled[name].default, name
         assert name in ("source", "out") or options[name] == parameter.default, name
+
+
+def test_train_takes_the_same_options_everywhere_and_a_page_has_those_of_a_recipe() -> None:
+    offered = inspect.signature(graft.train).parameters
+    assert offered == inspect.signature(resolved_training).parameters
+    options = vars(cli._parser().parse_args(["train", "photos"]))
+    for name, parameter in offered.items():
+        assert name == "source" or options[name] == parameter.default, name
+    around = {"source", "recipe", "save_recipe", "out", "budget", "weights", "device", "preview", "overwrite"}
+    assert [name for name in offered if name not in around] == [field.name for field in fields(Page)]
 
 
 def test_every_error_is_a_graft_error() -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from graft.backbones.catalogue import Entry, find
+from graft.backbones.inputs import Look
 from graft.backbones.trunks import trunk_of
 from graft.backbones.weights import Reach, WeightsFolder, shelf
 from graft.compute import Compute
@@ -40,25 +41,32 @@ class Ahead:
 
     process: subprocess.Popen[str] | None = None
     place: Path = field(default_factory=Path)
-    asked: list[tuple[str, int, int]] = field(default_factory=list)
+    asked: list[tuple[str, int, int, Look]] = field(default_factory=list)
 
-    def open(self, entry: Entry, geometry: Preprocess, samples: UInt8[np.ndarray, "m h w c"]) -> None:
+    def open(
+        self,
+        entry: Entry,
+        geometry: Preprocess,
+        samples: UInt8[np.ndarray, "m h w c"],
+        *,
+        look: Look = "plain",
+    ) -> None:
         """Order a backbone; see `trunk_of`. Returns at once."""
-        order = _order(entry, geometry)
+        order = _order(entry, geometry, look)
         if self.process is None or order in self.asked:
             return
         images = self.place / f"{len(self.asked)}.npy"
         np.save(images, samples)
-        line = {"name": entry.name, "geometry": asdict(geometry), "samples": str(images)}
+        line = {"name": entry.name, "geometry": asdict(geometry), "look": look, "samples": str(images)}
         with suppress(OSError):  # it has died; whoever waits will notice
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(line) + "\n")
             self.process.stdin.flush()
             self.asked.append(order)
 
-    def waiting(self, entry: Entry, geometry: Preprocess) -> Iterator[None]:
+    def waiting(self, entry: Entry, geometry: Preprocess, *, look: Look = "plain") -> Iterator[None]:
         """Yields now and then until the backbone is open or has failed; at once if it was never ordered."""
-        order = _order(entry, geometry)
+        order = _order(entry, geometry, look)
         if self.process is None or order not in self.asked:
             return
         mark = self.place / f"{self.asked.index(order)}.done"
@@ -67,9 +75,9 @@ class Ahead:
             yield
 
 
-def _order(entry: Entry, geometry: Preprocess) -> tuple[str, int, int]:
+def _order(entry: Entry, geometry: Preprocess, look: Look) -> tuple[str, int, int, Look]:
     """What makes the trunk; how images become square does not matter to it."""
-    return entry.name, geometry.size, geometry.channels
+    return entry.name, geometry.size, geometry.channels, look
 
 
 @contextmanager
@@ -123,6 +131,7 @@ def work(orders: IO[str], place: Path, settings: dict[str, Any]) -> None:
             trunk_of(
                 find(order["name"], shelf(folder)),
                 Preprocess(**order["geometry"]),
+                look=order["look"],
                 folder=folder,
                 reach=reach,
                 store=store,

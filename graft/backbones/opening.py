@@ -10,15 +10,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from graft.backbones.catalogue import Entry
+from graft.backbones.filters import spread_of
+from graft.backbones.inputs import Look
 from graft.backbones.scratch import ScratchDesign, ScratchNet
-from graft.backbones.taps import Tap, Trunk, grey_first_convolution, stages_of
+from graft.backbones.taps import Tap, Trunk, further_channel, grey_first_convolution, stages_of
 from graft.backbones.weights import build
 from graft.errors import BackboneError
 
 PLAIN_CONVOLUTIONS = ("Conv2d", "Conv2dSame")
+# Of the mean of the colour kernels reads the edges beside the image. Frozen macro-F1 (log loss) of a MobileNetV1 on
+# hymenoptera, without edges 0.950 (0.160): a quarter 0.942 (0.168), half 0.935 (0.193), all 0.909 (0.227), their sum
+# 0.877 (0.290); on magnetic_tile, 0.779 (0.764) without: 0.770 (0.756), 0.730 (0.810), 0.743 (0.884), 0.686 (1.083). What
+# the network never saw disturbs it while it is frozen; fine-tuning may make more of it.
+EDGE_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +38,24 @@ class Opened:
     has_logits: bool
 
 
-def open_backbone(entry: Entry, state: Mapping[str, Tensor], *, channels: int, size: int) -> Opened:
-    """The network of `entry` with `state`, reading uint8 `[n, size, size, channels]`.
+def open_backbone(
+    entry: Entry, state: Mapping[str, Tensor], *, channels: int, size: int, look: Look = "plain"
+) -> Opened:
+    """The network of `entry` with `state`, reading uint8 `[n, size, size, channels]` through the filters of `look`.
 
-    With one channel the first convolution is folded where it can be found; elsewhere grey is repeated inside.
-    Raises BackboneError if the weights do not fit or the network cannot run at this size.
+    With one channel the first convolution is folded where it can be found; elsewhere grey is repeated inside. Edges
+    alone come as grey; beside the image they get a kernel of their own. Raises BackboneError if the weights do not fit,
+    the network cannot run at this size, or its first convolution cannot read a further channel.
     """
     network = build(entry)
     _load(network, state, entry.name)
-    return tapped(network.eval(), entry, channels=channels, size=size)
+    return tapped(network.eval(), entry, channels=channels, size=size, look=look)
 
 
-def tapped(network: nn.Module, entry: Entry, *, channels: int, size: int) -> Opened:
-    """The trunk of an already loaded network."""
+def tapped(network: nn.Module, entry: Entry, *, channels: int, size: int, look: Look = "plain") -> Opened:
+    """The trunk of an already loaded network, whose first convolution is adapted to what it will see."""
     modules, classifier_input = stages_of(network, entry.architecture)
-    mean, std = entry.input.mean, entry.input.std
-    if channels == 1 and _fold_grey(network, entry):
-        mean, std = mean[:1], std[:1]
+    mean, std = _adapted(network, entry, channels=channels, look=look)
     trunk = Trunk(
         network,
         modules,
@@ -55,6 +64,7 @@ def tapped(network: nn.Module, entry: Entry, *, channels: int, size: int) -> Ope
         std=std,
         channels=channels,
         classifier=_has_classifier(network, classifier_input),
+        look=look,
     ).eval()
     try:
         features = trunk.tap_names(size)
@@ -91,12 +101,36 @@ def open_scratch(network: ScratchNet, design: ScratchDesign) -> Opened:
     )
 
 
-def _fold_grey(network: nn.Module, entry: Entry) -> bool:
+def _adapted(
+    network: nn.Module, entry: Entry, *, channels: int, look: Look
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Adapt the first convolution, and say by what mean and deviation each channel that it reads is normalised.
+
+    Edges alone come as a grey photo does. With the mean and deviation of edges instead, the frozen macro-F1 of a
+    MobileNetV1 was lower: 0.831 for 0.844 (hymenoptera), 0.665 for 0.746 (magnetic_tile).
+    """
     name = _first_convolution(network)
-    if name is None:
-        return False
-    grey_first_convolution(network, name, mean=entry.input.mean, std=entry.input.std)
-    return True
+    mean, std = tuple(entry.input.mean), tuple(entry.input.std)
+    alone, beside = look in ("edges", "thin"), look.startswith("plain+")
+    if beside and name is None:
+        raise BackboneError(
+            f"The first layer of {entry.name} cannot read edges beside the image, because it is not one plain "
+            "convolution. Use --input edges or thin (edges alone), or choose another backbone (graft models)."
+        )
+    kernel = None if name is None or not beside else _mean_kernel(network, name)
+    if name is not None and (channels == 1 or alone):
+        grey_first_convolution(network, name, mean=mean, std=std)
+        mean, std = mean[:1], std[:1]
+    if name is not None and kernel is not None:
+        further_channel(network, name, kernel=EDGE_SHARE * kernel, place=len(mean))
+        mean, std = (*mean, spread_of(look).mean), (*std, spread_of(look).std)
+    return mean, std
+
+
+def _mean_kernel(network: nn.Module, name: str) -> Float[Tensor, "o y x"]:
+    weight = network.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().mean(dim=1)
 
 
 def _first_convolution(network: nn.Module) -> str | None:

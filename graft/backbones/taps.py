@@ -4,7 +4,8 @@ In: any network of timm or torchvision. Out: a `Trunk`, a module from raw pixels
 row per tap and, where the network has a pre-trained classifier, its logits. Taps are the ends of the stages (timm's
 `feature_info`), the fully connected features of VGG and AlexNet, and what goes into the classifier, which differs
 from the last stage where a final 1x1 convolution or a norm lies between them. A tap whose rows equal those of another
-is dropped. Normalisation and the grey first convolution are inside, so whoever runs a trunk feeds decoded pixels.
+is dropped. Normalisation, the grey first convolution and edge filters (`look`) are inside, so whoever runs a trunk feeds
+decoded pixels.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+
+from graft.backbones.filters import Looking
+from graft.backbones.inputs import Look, seen_channels
 
 MOST_STAGES = 6  # a ViT ends a "stage" with each of its 12 to 40 blocks; six show the curve
 CLASSIFIER_INPUT = "head"
@@ -65,6 +69,7 @@ class Trunk(nn.Module):
         std: Sequence[float],
         channels: int,
         classifier: bool,
+        look: Look = "plain",
     ) -> None:
         super().__init__()
         self.network = network
@@ -72,7 +77,8 @@ class Trunk(nn.Module):
         self.kept: tuple[str, ...] = ()
         self._pooled: dict[str, Tensor] = {}
         self.channels = channels
-        self.repeat_grey = channels == 1 and len(mean) > 1
+        self.looking = Looking(look)
+        self.repeat_grey = seen_channels(channels, look) == 1 and len(mean) > 1
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         for name in modules:
@@ -98,7 +104,7 @@ class Trunk(nn.Module):
 
     def normalise(self, images: UInt8[Tensor, "n h w c"]) -> Float[Tensor, "n k y x"]:
         """Raw pixels to the network's input."""
-        x = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        x = self.looking(images.permute(0, 3, 1, 2).to(torch.float32) / 255.0)
         if self.repeat_grey:
             x = x.expand(-1, self.mean.shape[0], -1, -1)
         return (x - self.mean[:, None, None]) / self.std[:, None, None]
@@ -194,9 +200,21 @@ def grey_first_convolution(
 
 
 def _with_constant_plane(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Grey `[n, 1, y, x]` to `[n, 2, y, x]`, the second channel being ones."""
-    grey, *others = inputs
-    return (torch.cat([grey, torch.ones_like(grey)], dim=1), *others)
+    """Grey `[n, 1, y, x]` (or grey and edges) with one channel more, of ones."""
+    images, *others = inputs
+    return (torch.cat([images, torch.ones_like(images[:, :1])], dim=1), *others)
+
+
+def further_channel(network: nn.Module, name: str, *, kernel: Float[Tensor, "o y x"], place: int) -> None:
+    """Let the first convolution read one channel more, at `place`, through `kernel`; what it did stays as it was."""
+    convolution = network.get_submodule(name)
+    assert isinstance(convolution, nn.Conv2d)
+    weight = convolution.weight.detach()
+    wider = copy.deepcopy(convolution)  # with its hooks
+    wider.in_channels += 1
+    wider.weight = nn.Parameter(torch.cat([weight[:, :place], kernel[:, None], weight[:, place:]], dim=1))
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, wider)
 
 
 def _same(rows: Tensor, seen: Tensor) -> bool:

@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 
 from graft.backbones.catalogue import Entry, InputSpec
 from graft.backbones.graph import LOGITS, tap_output
+from graft.backbones.inputs import FILTERS, Look, seen_edges
 from graft.backbones.weights import Reach, WeightsFolder, known_digest, load_state
 from graft.compute import Compute
 from graft.errors import BackboneError
@@ -67,6 +68,7 @@ class TrunkFile:
     runner: Runner
     graph: Path | None
     notice: str
+    look: Look = "plain"
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -83,18 +85,26 @@ def trunk_of(
     store: Store,
     samples: UInt8[np.ndarray, "m h w c"],
     compute: Compute,
+    look: Look = "plain",
 ) -> TrunkFile:
     """The trunk of `entry` for this geometry, from the cache if it is there.
 
     `samples`: real images; runners are compared on the first eight, and what torch reads of every eight is kept.
-    Raises BackboneError if the weights cannot be had or do not fit.
+    `look`: what the network makes of the decoded pixels first, see `graft.backbones.inputs.read_as`. Raises
+    BackboneError if the weights cannot be had or do not fit, or if the network cannot take this look.
     """
     digest = known_digest(entry, folder=folder)
     if digest is not None:
-        stored = store.get(_key(entry, geometry, digest, compute))
+        stored = store.get(_key(entry, geometry, digest, compute, look))
         if stored is not None:
-            return _from_stored(stored, entry, geometry)
-    return _make(entry, geometry, folder=folder, reach=reach, store=store, samples=samples, compute=compute)
+            return _from_stored(stored, entry, geometry, look)
+    from graft.backbones.opening import open_backbone
+
+    loaded = load_state(entry, folder=folder, reach=reach)
+    opened = open_backbone(entry, loaded.state, channels=geometry.channels, size=geometry.size, look=look)
+    return _keep(
+        opened, entry, geometry, loaded.digest, loaded.origin, store=store, samples=samples, compute=compute
+    )
 
 
 def untrained_trunk(
@@ -193,7 +203,8 @@ def reopened(trunk: TrunkFile, *, folder: WeightsFolder | None, reach: Reach) ->
     if trunk.entry.architecture == UNTRAINED:
         return _open_untrained(trunk.entry)
     state = load_state(trunk.entry, folder=folder, reach=reach).state
-    return open_backbone(trunk.entry, state, channels=trunk.geometry.channels, size=trunk.geometry.size)
+    geometry = trunk.geometry
+    return open_backbone(trunk.entry, state, channels=geometry.channels, size=geometry.size, look=trunk.look)
 
 
 def _open_untrained(entry: Entry) -> Opened:
@@ -206,9 +217,10 @@ def _open_untrained(entry: Entry) -> Opened:
     return open_scratch(build(design, seed=seed), design)
 
 
-def _key(entry: Entry, geometry: Preprocess, digest: str, compute: Compute) -> str:
+def _key(entry: Entry, geometry: Preprocess, digest: str, compute: Compute, look: Look = "plain") -> str:
     network = [entry.architecture, [[name, repr(value)] for name, value in entry.arguments]]
-    seen = [list(entry.input.mean), list(entry.input.std)]
+    seen: list[Any] = [list(entry.input.mean), list(entry.input.std)]
+    seen += [] if look == "plain" else [[look, FILTERS]]
     return content_key(
         "trunk.v2",
         entry.library,
@@ -222,7 +234,7 @@ def _key(entry: Entry, geometry: Preprocess, digest: str, compute: Compute) -> s
     )
 
 
-def _from_stored(stored: Stored, entry: Entry, geometry: Preprocess) -> TrunkFile:
+def _from_stored(stored: Stored, entry: Entry, geometry: Preprocess, look: Look = "plain") -> TrunkFile:
     facts = stored.facts
     return TrunkFile(
         key=stored.folder.name,
@@ -235,25 +247,7 @@ def _from_stored(stored: Stored, entry: Entry, geometry: Preprocess) -> TrunkFil
         runner=facts["runner"],
         graph=stored.file(GRAPH_FILE) if facts["exported"] else None,
         notice=facts["notice"],
-    )
-
-
-def _make(
-    entry: Entry,
-    geometry: Preprocess,
-    *,
-    folder: WeightsFolder | None,
-    reach: Reach,
-    store: Store,
-    samples: UInt8[np.ndarray, "m h w c"],
-    compute: Compute,
-) -> TrunkFile:
-    from graft.backbones.opening import open_backbone
-
-    loaded = load_state(entry, folder=folder, reach=reach)
-    opened = open_backbone(entry, loaded.state, channels=geometry.channels, size=geometry.size)
-    return _keep(
-        opened, entry, geometry, loaded.digest, loaded.origin, store=store, samples=samples, compute=compute
+        look=look,
     )
 
 
@@ -273,7 +267,8 @@ def _keep(
 
     from graft.backbones.export import export
 
-    key = _key(entry, geometry, digest, compute)
+    look: Look = opened.trunk.looking.look
+    key = _key(entry, geometry, digest, compute, look)
     blocks = [samples[begin : begin + CHECK_IMAGES] for begin in range(0, len(samples), CHECK_IMAGES)]
     with torch.inference_mode():
         read = [[rows.numpy() for rows in opened.trunk(torch.from_numpy(np.array(b)))] for b in blocks]
@@ -309,9 +304,11 @@ def _keep(
     for images, rows in zip(blocks, read, strict=True):
         for tap in opened.taps:
             store.put(_reference_key(key, tap.index, images), rows=rows[tap.index])
+        if look != "plain":
+            seen_edges(look, images, store=store)
     stored = store.get(key)
     assert stored is not None
-    return _from_stored(stored, entry, geometry)
+    return _from_stored(stored, entry, geometry, look)
 
 
 def _agreeing_runner(

@@ -7,10 +7,17 @@ import csv
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graft.commands.files import image_files
 from graft.errors import GraftError
+
+if TYPE_CHECKING:
+    from graft.deploy.bundle import Bundle, Prediction
+else:
+    Bundle = Prediction = Any
+
+EXPLAINED = "explained"
 
 
 def add(commands: Any) -> None:
@@ -18,6 +25,18 @@ def add(commands: Any) -> None:
     predict.add_argument("bundle", help="a folder model.graft")
     predict.add_argument("images", nargs="+", help="image files or folders")
     predict.add_argument("--topk", type=int, default=1, help="how many classes to show (default: 1)")
+    predict.add_argument(
+        "--unknown", action="store_true", help="say which images are unlike all the model was made from"
+    )
+    predict.add_argument(
+        "--sets", action="store_true", help="name the classes that hold the right one in 90 %% of cases"
+    )
+    predict.add_argument(
+        "--explain", action="store_true", help="draw what spoke for the answer over a copy of each image"
+    )
+    predict.add_argument(
+        "--out", metavar="DIR", help=f"the folder for --explain (default: {EXPLAINED} in the current folder)"
+    )
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per line")
     form.add_argument("--csv", action="store_true", help="CSV with all probabilities")
@@ -27,33 +46,119 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from graft.deploy.bundle import load
 
-    if options.topk < 1:
-        raise GraftError(f"--topk {options.topk}: choose a number from 1 up.")
+    _check(options)
     bundle = load(options.bundle)
+    _check_bundle(bundle, options)
     files = image_files([Path(name) for name in options.images])
+    tell = _csv(bundle, options) if options.csv else _json(options) if options.json else _plain(options)
+    drawn: set[Path] = set()
     failed = 0
-    table = csv.writer(sys.stdout, lineterminator="\n") if options.csv else None
-    if table:
-        table.writerow(["file", "label", "probability", *bundle.labels])
     for file in files:
         try:
             answer = bundle.predict(file)
+            place = _explained(bundle, file, answer, options, drawn) if options.explain else None
         except GraftError as error:
             print(f"graft: {error}", file=sys.stderr)
             failed += 1
             continue
-        top = answer.top(options.topk)
-        if table:
-            row = [answer.probabilities[label] for label in bundle.labels]
-            table.writerow([str(file), answer.label, f"{answer.probability:.6f}", *(f"{p:.6f}" for p in row)])
-        elif options.json:
-            print(
-                json.dumps(
-                    {"file": str(file), "label": answer.label, "probabilities": top}, ensure_ascii=False
-                )
-            )
-        else:
-            print(f"{file}: " + ", ".join(f"{label} {100 * share:.1f} %" for label, share in top.items()))
+        tell(file, answer, place)
     if failed:
         print(f"graft: {failed} of {len(files)} files could not be read and have no answer.", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.topk < 1:
+        raise GraftError(f"--topk {options.topk}: choose a number from 1 up.")
+    if options.out is not None and not options.explain:
+        raise GraftError("--out names the folder for --explain; give --explain, too, or leave --out away.")
+    if options.out is not None and Path(options.out).exists() and not Path(options.out).is_dir():
+        raise GraftError(f"--out {options.out} is a file; name a folder.")
+
+
+def _check_bundle(bundle: Bundle, options: argparse.Namespace) -> None:
+    """What is asked for must be in the bundle, before any image is read."""
+    again = "Make it again with `graft study` of this version."
+    if options.unknown and bundle.decision.limit is None:
+        raise GraftError(
+            f"{bundle.folder} cannot tell unknown images: it holds no statistics for it. {again}"
+        )
+    if options.sets and bundle.decision.least_probability is None:
+        raise GraftError(f"{bundle.folder} has no label sets: it holds no quantile for them. {again}")
+    if options.explain and bundle.no_activation:
+        raise GraftError(
+            f"{bundle.folder} cannot show what spoke for a class: {bundle.no_activation}. Leave --explain away."
+        )
+
+
+def _explained(
+    bundle: Bundle, file: Path, answer: Prediction, options: argparse.Namespace, drawn: set[Path]
+) -> Path:
+    from graft.deploy.explain import write_overlay
+
+    place = write_overlay(
+        file,
+        bundle.explain(file, answer.label),
+        bundle.preprocess,
+        folder=Path(options.out or EXPLAINED),
+        taken=drawn,
+    )
+    drawn.add(place)
+    return place
+
+
+def _plain(options: argparse.Namespace) -> Any:
+    def tell(file: Path, answer: Prediction, place: Path | None) -> None:
+        shares = answer.top(options.topk)
+        if answer.label not in shares:  # decided by a threshold
+            shares = {answer.label: answer.probability}
+        parts = [", ".join(f"{label} {100 * share:.1f} %" for label, share in shares.items())]
+        if options.unknown and answer.unknown:
+            parts.append("unknown: unlike everything the model was made from")
+        if options.sets and answer.labels_90 is not None:
+            parts.append(f"set: {', '.join(answer.labels_90)}")
+        if place is not None:
+            parts.append(f"explained: {place}")
+        print(f"{file}: " + "; ".join(parts))
+
+    return tell
+
+
+def _json(options: argparse.Namespace) -> Any:
+    def tell(file: Path, answer: Prediction, place: Path | None) -> None:
+        facts: dict[str, Any] = {
+            "file": str(file),
+            "label": answer.label,
+            "probabilities": answer.top(options.topk),
+        }
+        if options.unknown:
+            facts |= {"unknown": answer.unknown, "score": answer.score}
+        if options.sets:
+            facts["labels_90"] = list(answer.labels_90 or ())
+        if place is not None:
+            facts["explained"] = str(place)
+        print(json.dumps(facts, ensure_ascii=False))
+
+    return tell
+
+
+def _csv(bundle: Bundle, options: argparse.Namespace) -> Any:
+    """A table whose further columns stand between the answer and the probabilities."""
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    further = (
+        ["unknown", "score"] * options.unknown + ["set"] * options.sets + ["explained"] * options.explain
+    )
+    table.writerow(["file", "label", "probability", *further, *bundle.labels])
+
+    def tell(file: Path, answer: Prediction, place: Path | None) -> None:
+        told: list[str] = []
+        if options.unknown:
+            told += ["yes" if answer.unknown else "no", f"{answer.score:.4f}"]
+        if options.sets:
+            told.append(json.dumps(list(answer.labels_90 or ()), ensure_ascii=False))
+        if options.explain:
+            told.append(str(place))
+        shares = (f"{answer.probabilities[label]:.6f}" for label in bundle.labels)
+        table.writerow([str(file), answer.label, f"{answer.probability:.6f}", *told, *shares])
+
+    return tell

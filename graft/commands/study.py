@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from threading import Event as Flag
 from typing import Any
 
 
@@ -76,7 +77,10 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         overwrite=options.overwrite,
     )
-    result = console.follow(running(settings, command=options.typed), to_stderr=options.json)
+    halt = Flag()
+    result = console.follow(
+        running(settings, command=options.typed, halt=halt), to_stderr=options.json, halt=halt
+    )
     if options.json:
         print(json.dumps(result.facts, ensure_ascii=False))
     else:

@@ -21,13 +21,15 @@ def assembled(
     trunk: ModelProto,
     output: str,
     *,
-    weight: Float[np.ndarray, "d k"],
+    weight: Float[np.ndarray, "w k"],
     bias: Float[np.ndarray, " k"],
     unit_length: bool,
+    hidden: tuple[Float[np.ndarray, "d w"], Float[np.ndarray, " w"]] | None = None,
 ) -> ModelProto:
     """The trunk cut at `output` (`[n, d]`), then `softmax(x @ weight + bias)`.
 
-    With `unit_length`, x is first divided by its length; a row of zeros stays. `trunk` has the opset 13 to 17 (from 18
+    With `unit_length`, x is first divided by its length; a row of zeros stays. With a `hidden` layer (weight, bias), x is
+    then `max(0, x @ weight + bias)`, of w instead of d features; the embedding stays what it was. `trunk` has the opset 13 to 17 (from 18
     on, ReduceL2 takes its axes in another way). Raises onnx.checker.ValidationError if the result is no valid graph.
     """
     model = cut(trunk, output)
@@ -43,15 +45,25 @@ def assembled(
         )
     else:
         graph.node.append(helper.make_node("Identity", [output], [EMBEDDING]))
+    read = EMBEDDING
+    if hidden is not None:
+        read = "graft_hidden"
+        graph.initializer.extend(
+            [_constant(hidden[0], "graft_hidden_weight"), _constant(hidden[1], "graft_hidden_bias")]
+        )
+        names = [EMBEDDING, "graft_hidden_weight", "graft_hidden_bias"]
+        graph.node.append(helper.make_node("Gemm", names, ["graft_hidden_sum"]))
+        graph.node.append(helper.make_node("Relu", ["graft_hidden_sum"], [read]))
     graph.initializer.extend([_constant(weight, "graft_head_weight"), _constant(bias, "graft_head_bias")])
     graph.node.extend(
         [
-            helper.make_node("Gemm", [EMBEDDING, "graft_head_weight", "graft_head_bias"], ["graft_logits"]),
+            helper.make_node("Gemm", [read, "graft_head_weight", "graft_head_bias"], ["graft_logits"]),
             helper.make_node("Softmax", ["graft_logits"], [PROBABILITIES], axis=-1),
         ]
     )
     del graph.output[:]
-    features, classes = weight.shape
+    features = (weight if hidden is None else hidden[0]).shape[0]
+    classes = weight.shape[1]
     graph.output.extend(
         [
             helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["n", classes]),

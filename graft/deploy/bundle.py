@@ -10,54 +10,62 @@ Not covered: a deliberate forger, who can compute hashes, too; batches beyond wh
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from PIL.Image import Image
 
+from graft.deploy.opening import (
+    ACTIVATION,
+    BATCH,
+    EMBEDDING,
+    INPUT,
+    MODEL,
+    PROBABILITIES,
+    SCORE,
+    check_files,
+    check_unknown,
+    columns_of,
+    decision_of,
+    labels_of,
+    manifest,
+    preprocess_of,
+    session_of,
+)
+from graft.deploy.opening import AGAIN as AGAIN
+from graft.deploy.opening import FORMAT as FORMAT
+from graft.deploy.opening import GEOMETRY as GEOMETRY
+from graft.deploy.opening import MANIFEST as MANIFEST
+from graft.deploy.opening import TASK as TASK
+from graft.deploy.opening import digest as digest
 from graft.errors import BundleError, DatasetError
 from graft.images.dataset import Preprocess
 from graft.images.preprocess import load as load_pixels
-from graft.store import canonical_json, file_digest
 
 if TYPE_CHECKING:
     Picture: TypeAlias = "str | Path | bytes | Image | np.ndarray"
 else:
     Picture = Any
 
-FORMAT = (1, 0)
-TASK = "single-label"
-MANIFEST = "bundle.json"
-MODEL = "model.onnx"
-INPUT = "image"
-PROBABILITIES = "probabilities"
-EMBEDDING = "embedding"
-BATCH = 32
-AGAIN = "Copy the whole folder again, or make the bundle again with `graft study`."
-# The values a geometry may have; with another one the bundle was made for another Graft, or by nobody.
-GEOMETRY = {
-    "size": range(1, 16_385),
-    "fit": ("crop", "squash", "pad"),
-    "interpolation": ("bicubic", "bilinear"),
-    "channels": (1, 3),
-    "version": (1,),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One image's answer: the most probable class, its probability, and all of them, most probable first."""
+    """One image's answer: the class, its probability, and all of them, most probable first.
+
+    Where the bundle knows what it was made from: `unknown`, whether the image is unlike all of that; `score`, how much
+    (comparable within one bundle only); `labels_90`, the classes among which the right one is in 90 % of cases.
+    """
 
     label: str
     probability: float
     probabilities: dict[str, float]
+    unknown: bool | None = None
+    score: float | None = None
+    labels_90: tuple[str, ...] | None = None
 
     def top(self, count: int) -> dict[str, float]:
         """The `count` most probable classes."""
@@ -69,12 +77,18 @@ class Bundle:
 
     def __init__(self, folder: str | Path, *, threads: int = 0) -> None:
         self.folder = Path(folder)
-        self.facts = _manifest(self.folder)
-        self.labels = _labels(self.facts, self.folder)
-        self.preprocess = _preprocess(self.facts, self.folder)
-        _check_files(self.facts, self.folder)
-        self._session = _session(self.folder / MODEL, threads)
-        self._columns = _columns(self._session, self.folder, self.preprocess, classes=len(self.labels))
+        self.facts = manifest(self.folder)
+        self.labels = labels_of(self.facts, self.folder)
+        self.preprocess = preprocess_of(self.facts, self.folder)
+        check_files(self.facts, self.folder)
+        self.decision = decision_of(self.facts, self.folder, self.labels)
+        self._session = session_of(self.folder / MODEL, threads)
+        self._columns = columns_of(self._session, self.folder, self.preprocess, classes=len(self.labels))
+        self._unknown: Any = None
+        if self.decision.unknown_file is not None:
+            path = self.folder / self.decision.unknown_file
+            self._unknown = session_of(path, 1)
+            check_unknown(self._unknown, path, self._columns, len(self.labels))
 
     # A string is a sequence of strings, too; at run time only lists and tuples are.
     @overload
@@ -87,7 +101,14 @@ class Bundle:
         An image is a path, encoded bytes, a PIL image, or a uint8 array `[h, w]`, `[h, w, 1]`, `[h, w, 3]` or
         `[h, w, 4]`. Raises DatasetError for what cannot be read as an image.
         """
-        answers = [self._prediction(row) for row in self.probabilities(images)]
+        listed = images if isinstance(images, (list, tuple)) else [images]
+        answers: list[Prediction] = []
+        for batch in self._batches(listed):
+            rows, scores = self.answer_pixels(batch)
+            answers += [
+                self.prediction(row, None if scores is None else float(scores[place]))
+                for place, row in enumerate(rows)
+            ]
         return answers if isinstance(images, (list, tuple)) else answers[0]
 
     def probabilities(self, images: Picture | Sequence[Picture]) -> Float32[np.ndarray, "n k"]:
@@ -104,26 +125,102 @@ class Bundle:
         """
         return self._run(EMBEDDING, images)
 
-    def run_pixels(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
+    @property
+    def no_activation(self) -> str:
+        """Why the model has no map of what spoke for a class; empty if it has one."""
+        if ACTIVATION in self._columns:
+            return ""
+        told = self.facts.get("model")
+        reason = told.get("no_activation") if isinstance(told, dict) else None
+        return str(reason or "it was packed by an older Graft")
+
+    def explain(self, image: Picture, label: str | None = None) -> Float32[np.ndarray, "y x"]:
+        """Which places of the picture spoke for `label` (default: for the answer) rather than for the average class.
+
+        The map covers the part of the picture that the network sees, and its mean is the logarithm of the class's
+        probability minus the mean of those of all classes: what has no place is spread evenly. Negative places spoke
+        against the class. Raises BundleError if the model has no such output or no such class, DatasetError as
+        `predict` does.
+        """
+        if label is not None and label not in self.labels:
+            raise BundleError(f"{self.folder} has no class {label!r}; it has {', '.join(self.labels)}.")
+        if self.no_activation:
+            raise BundleError(f"{self.folder} cannot show what spoke for a class: {self.no_activation}.")
+        pixels = _pixels(image, self.preprocess)[None]
+        rows, maps = self._session.run([PROBABILITIES, ACTIVATION], {INPUT: pixels})
+        column = self.decide(rows)[0] if label is None else self.labels.index(label)
+        logits = np.log(np.maximum(rows[0], np.finfo(np.float32).tiny))
+        contrast = maps[0, column] - maps[0].mean(axis=0)
+        return contrast + (logits[column] - logits.mean() - contrast.mean())
+
+    def predict_pixels(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
         """Class probabilities of pixels that already have the network's geometry, `[n, size, size, channels]`."""
+        return self.run_pixels(pixels)
+
+    def embed_pixels(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n d"]:
+        """The features in front of the head of pixels that already have the network's geometry."""
+        return self._session.run([EMBEDDING], {INPUT: pixels})[0]
+
+    def answer_pixels(
+        self, pixels: UInt8[np.ndarray, "n h w c"]
+    ) -> tuple[Float32[np.ndarray, "n k"], Float32[np.ndarray, " n"] | None]:
+        """Probabilities and, where the bundle has it, the score of being unknown: what `prediction` wants, a row each."""
+        if self._unknown is None:
+            return self.run_pixels(pixels), None
+        rows, features = self._session.run([PROBABILITIES, EMBEDDING], {INPUT: pixels})
+        return rows, self.scores(rows, features)
+
+    def scores(
+        self, probabilities: Float32[np.ndarray, "n k"], embeddings: Float32[np.ndarray, "n d"]
+    ) -> Float32[np.ndarray, " n"] | None:
+        """How unlike everything it was made from each image is; None where the bundle cannot tell."""
+        if self._unknown is None:
+            return None
+        given = {EMBEDDING: embeddings, PROBABILITIES: probabilities}
+        return self._unknown.run(
+            [SCORE], {name.name: given[name.name] for name in self._unknown.get_inputs()}
+        )[0]
+
+    def run_pixels(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
+        """The same as `predict_pixels`, by its older name."""
         return self._session.run([PROBABILITIES], {INPUT: pixels})[0]
+
+    def decide(self, probabilities: Float32[np.ndarray, "n k"]) -> Int64[np.ndarray, " n"]:
+        """The column of each row's answer: the most probable class, or by the bundle's threshold where it has one."""
+        if self.decision.threshold is None:
+            return probabilities.argmax(axis=1).astype(np.int64)
+        column, least = self.decision.threshold
+        return np.where(probabilities[:, column] >= least, column, 1 - column).astype(np.int64)
+
+    def prediction(self, row: Float32[np.ndarray, " k"], score: float | None = None) -> Prediction:
+        """The answer that one row of probabilities, and its score, stand for."""
+        order = np.argsort(-row, kind="stable")
+        ranked = {self.labels[index]: float(row[index]) for index in order}
+        label = self.labels[self.decide(row[None])[0]]
+        limit, least = self.decision.limit, self.decision.least_probability
+        unknown = None if limit is None or score is None else not score <= limit
+        likely = None
+        if least is not None:
+            likely = tuple(name for place, name in enumerate(ranked) if not place or ranked[name] >= least)
+        return Prediction(label, ranked[label], ranked, unknown, score, likely)
 
     def _run(self, output: str, images: Any) -> Float32[np.ndarray, "n _"]:
         listed = images if isinstance(images, (list, tuple)) else [images]
-        side, channels = self.preprocess.size, self.preprocess.channels
         rows = np.empty((len(listed), self._columns[output]), np.float32)
+        begin = 0
+        for batch in self._batches(listed):
+            rows[begin : begin + len(batch)] = self._session.run([output], {INPUT: batch})[0]
+            begin += len(batch)
+        return rows
+
+    def _batches(self, listed: Sequence[Any]) -> Iterator[UInt8[np.ndarray, "n h w c"]]:
+        side, channels = self.preprocess.size, self.preprocess.channels
         for begin in range(0, len(listed), BATCH):
             part = listed[begin : begin + BATCH]
             batch = np.empty((len(part), side, side, channels), np.uint8)
             for place, image in enumerate(part):
                 batch[place] = _pixels(image, self.preprocess)
-            rows[begin : begin + len(part)] = self._session.run([output], {INPUT: batch})[0]
-        return rows
-
-    def _prediction(self, row: Float32[np.ndarray, " k"]) -> Prediction:
-        order = np.argsort(-row, kind="stable")
-        ranked = {self.labels[index]: float(row[index]) for index in order}
-        return Prediction(self.labels[order[0]], float(row[order[0]]), ranked)
+            yield batch
 
 
 def load(folder: str | Path, *, threads: int = 0) -> Bundle:
@@ -134,114 +231,9 @@ def load(folder: str | Path, *, threads: int = 0) -> Bundle:
     return Bundle(folder, threads=threads)
 
 
-def digest(value: object) -> str:
-    """The sha256 of a value's compact JSON in UTF-8; of a list of labels, it is that of JavaScript's JSON.stringify."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
-
-
 def _pixels(image: Any, preprocess: Preprocess) -> UInt8[np.ndarray, "h w c"]:
     if not isinstance(image, (str, Path, bytes, Image, np.ndarray)):
         raise DatasetError(
             f"A {type(image).__name__} is no image; give a path, encoded bytes, a PIL image or a uint8 array."
         )
     return load_pixels(image, preprocess)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    place = folder / MANIFEST
-    try:
-        facts = json.loads(place.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(
-            f"{folder} is no bundle: it has no {MANIFEST}. Name a folder model.graft that `graft study` made."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{place} cannot be read: {error}. {AGAIN}") from error
-    number = (
-        re.fullmatch(r"(\d{1,4})\.(\d{1,4})", str(facts.get("format")), re.ASCII)
-        if isinstance(facts, dict)
-        else None
-    )
-    if number is None:
-        raise BundleError(f"{place} does not say of which format it is. {AGAIN}")
-    if int(number[1]) != FORMAT[0]:
-        raise BundleError(
-            f"{folder} has the bundle format {number[0]}; this Graft reads {FORMAT[0]}.x. Update Graft."
-        )
-    if facts.get("task") != TASK:
-        raise BundleError(
-            f"{folder} is made for the task {facts.get('task')!r}; this Graft knows {TASK}. Update Graft."
-        )
-    return facts
-
-
-def _labels(facts: dict[str, Any], folder: Path) -> tuple[str, ...]:
-    labels = facts.get("labels")
-    labels = labels if isinstance(labels, list) and all(isinstance(label, str) for label in labels) else []
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise BundleError(f"{folder / MANIFEST} lacks its labels, at least two different names. {AGAIN}")
-    if digest(labels) != facts.get("labels_sha256"):
-        raise BundleError(f"The labels in {folder / MANIFEST} were altered: their hash differs. {AGAIN}")
-    return tuple(labels)
-
-
-def _preprocess(facts: dict[str, Any], folder: Path) -> Preprocess:
-    given = facts.get("preprocess")
-    if not isinstance(given, dict) or digest(given) != facts.get("preprocess_sha256"):
-        raise BundleError(
-            f"{folder / MANIFEST} does not say how images are prepared, or was altered there. {AGAIN}"
-        )
-    share = given.get("crop_share")
-    known = set(given) == {*GEOMETRY, "crop_share"} and isinstance(share, float) and 0 < share <= 1
-    if not known or any(given[name] not in valid for name, valid in GEOMETRY.items()):
-        raise BundleError(f"{folder} prepares images in a way that this Graft does not know. Update Graft.")
-    return Preprocess(**given)
-
-
-def _check_files(facts: dict[str, Any], folder: Path) -> None:
-    files = facts.get("files")
-    if not isinstance(files, dict) or MODEL not in files:
-        raise BundleError(f"{folder / MANIFEST} lacks its list of files. {AGAIN}")
-    for name, expected in files.items():
-        if Path(name).name != name or not (folder / name).is_file():
-            raise BundleError(f"{folder} lacks its file {name!r}. {AGAIN}")
-        try:
-            found = file_digest(folder / name)
-        except OSError as error:
-            raise BundleError(f"{folder / name} cannot be read: {error.strerror}. {AGAIN}") from error
-        if found != expected:
-            raise BundleError(
-                f"{folder / name} was altered: its hash differs from that in {MANIFEST}. {AGAIN}"
-            )
-
-
-def _session(path: Path, threads: int) -> Any:
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    # ONNX Runtime's errors share no ancestor but Exception.
-    refusals = (
-        *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile),
-        *(state.NotImplemented, state.RuntimeException, state.EPFail, RuntimeError, ValueError),
-    )
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except refusals as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise BundleError(
-            f"ONNX Runtime cannot open {path}: {reason}. Update onnxruntime. {AGAIN}"
-        ) from error
-
-
-def _columns(session: Any, folder: Path, preprocess: Preprocess, *, classes: int) -> dict[str, int]:
-    """How many columns each output has; the graph must take the pixels that `preprocess` makes and know every label."""
-    inputs = [(given.name, given.type, given.shape[1:]) for given in session.get_inputs()]
-    outputs = {given.name: given.shape[-1] for given in session.get_outputs() if len(given.shape) == 2}
-    wanted = [(INPUT, "tensor(uint8)", [preprocess.size, preprocess.size, preprocess.channels])]
-    sound = inputs == wanted and outputs.get(PROBABILITIES) == classes
-    if not sound or not isinstance(outputs.get(EMBEDDING), int):
-        raise BundleError(f"{folder / MODEL} is not the model that {MANIFEST} describes. {AGAIN}")
-    return outputs

@@ -10,6 +10,7 @@ killed between the two renames leaves the older bundle under a hidden name and n
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,27 +19,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from jaxtyping import Float, UInt8
+from onnx import ModelProto
 
-from graft.deploy.bundle import (
+from graft.deploy.activation import with_activation
+from graft.deploy.bundle import Bundle
+from graft.deploy.card import card
+from graft.deploy.opening import (
+    ACTIVATION,
+    DECISION,
     EMBEDDING,
     FORMAT,
     INPUT,
     MANIFEST,
     MODEL,
     PROBABILITIES,
+    SCORE,
     TASK,
-    Bundle,
     digest,
 )
-from graft.deploy.card import card
+from graft.deploy.preprocess_graph import PICTURE, preprocess_graph
 from graft.errors import BundleError
 from graft.images.dataset import Preprocess
-from graft.store import file_digest, write_json
+from graft.store import file_digest, json_line, write_json
 from graft.version import VERSION
 
 TOLERANCE = 1e-3
 CARD = "card.md"
+PREPROCESS = "preprocess.onnx"
+LABELS = "labels.txt"
+UNKNOWN = "unknown.onnx"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +60,24 @@ class Check:
     probabilities: Float[np.ndarray, "m k"]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Knowing:
+    """What the model knows of its own limits: see docs/bundle-format.md for the keys.
+
+    `graph`: from `embedding` and `probabilities` to `score` `[n]`, higher for images unlike those it was made from.
+    `unknown` holds the `threshold` of the score and how it was measured, `conformal` the `least_probability` of a
+    label set, `thresholds` the decision between two classes, `{label: probability from which on it is the answer}`.
+    """
+
+    graph: bytes | None = None
+    unknown: Mapping[str, Any] | None = None
+    conformal: Mapping[str, Any] | None = None
+    thresholds: Mapping[str, float] | None = None
+
+
+NOTHING_KNOWN = Knowing()
+
+
 def pack(
     folder: Path,
     model: bytes,
@@ -57,10 +86,11 @@ def pack(
     preprocess: Preprocess,
     about: Mapping[str, Any],
     check: Check,
+    knowing: Knowing = NOTHING_KNOWN,
 ) -> dict[str, Any]:
     """Write the bundle and return `bundle.json`'s content.
 
-    `about` goes into it as it is (backbone, strategy, metrics, sources and licences of the weights) and into the card.
+    `model` gains its activation map where it can have one. `about` goes into it as it is (backbone, strategy, metrics, sources and licences of the weights) and into the card.
     Raises BundleError if ONNX Runtime and torch disagree, or if `folder` is there and is no bundle; what is there then
     stays as it was.
     """
@@ -69,7 +99,7 @@ def pack(
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        facts = _write(beside, model, labels, preprocess, about)
+        facts = _write(beside, model, labels, preprocess, about, knowing)
         difference = _verify(beside, check)
         facts["parity"] = {
             "images": len(check.pixels),
@@ -85,13 +115,24 @@ def pack(
 
 
 def _write(
-    folder: Path, model: bytes, labels: Sequence[str], preprocess: Preprocess, about: Mapping[str, Any]
+    folder: Path,
+    model: bytes,
+    labels: Sequence[str],
+    preprocess: Preprocess,
+    about: Mapping[str, Any],
+    knowing: Knowing,
 ) -> dict[str, Any]:
-    (folder / MODEL).write_bytes(model)
-    (folder / CARD).write_text(
-        card(labels, preprocess, about, len(model)), encoding="utf-8", errors="replace"
-    )
-    side = [preprocess.size, preprocess.size, preprocess.channels]
+    graph, no_activation = with_activation(onnx.load_from_string(model))
+    graphs = {MODEL: graph, PREPROCESS: preprocess_graph(preprocess)}
+    if knowing.graph is not None and knowing.unknown is not None:
+        graphs[UNKNOWN] = onnx.load_from_string(knowing.graph)
+    for name, each in graphs.items():
+        (folder / name).write_bytes(each.SerializeToString())
+    lines = "".join(" ".join(label.splitlines()) + "\n" for label in labels)
+    (folder / LABELS).write_text(lines, encoding="utf-8", errors="replace", newline="\n")
+    decision = _decision(knowing, len(labels))
+    text = card(labels, preprocess, {**about, **decision}, (folder / MODEL).stat().st_size)
+    (folder / CARD).write_text(text, encoding="utf-8", errors="replace", newline="\n")
     facts: dict[str, Any] = {
         "format": f"{FORMAT[0]}.{FORMAT[1]}",
         "graft": VERSION,
@@ -100,20 +141,55 @@ def _write(
         "labels_sha256": digest(list(labels)),
         "preprocess": asdict(preprocess),
         "preprocess_sha256": digest(asdict(preprocess)),
-        "model": {
-            "file": MODEL,
-            "input": {"name": INPUT, "type": "uint8", "shape": ["n", *side]},
-            "outputs": {PROBABILITIES: ["n", len(labels)], EMBEDDING: ["n", "d"]},
-        },
-        "files": {name: file_digest(folder / name) for name in (MODEL, CARD)},
+        "preprocess_model": _about_preprocess(preprocess),
+        "model": _about_model(graph, preprocess, len(labels), no_activation),
+        **decision,
+        "decision_sha256": digest(decision),
+        "opset": {name: [each.opset_import[0].version, each.ir_version] for name, each in graphs.items()},
+        "files": {name: file_digest(folder / name) for name in (*graphs, LABELS, CARD)},
     }
     facts = {**facts, **{name: value for name, value in about.items() if name not in facts}}
     write_json(folder / MANIFEST, facts)
     return facts
 
 
+def _about_model(
+    model: ModelProto, preprocess: Preprocess, classes: int, no_activation: str
+) -> dict[str, Any]:
+    side = [preprocess.size, preprocess.size, preprocess.channels]
+    outputs: dict[str, list[Any]] = {PROBABILITIES: ["n", classes], EMBEDDING: ["n", "d"]}
+    if not no_activation:
+        outputs[ACTIVATION] = ["n", classes, "y", "x"]
+    return {
+        "file": MODEL,
+        "input": {"name": INPUT, "type": "uint8", "shape": ["n", *side]},
+        "outputs": outputs,
+        "no_activation": no_activation or None,
+    }
+
+
+def _about_preprocess(preprocess: Preprocess) -> dict[str, Any]:
+    side = [preprocess.size, preprocess.size, preprocess.channels]
+    return {
+        "file": PREPROCESS,
+        "input": {"name": PICTURE, "type": "uint8", "shape": ["h", "w", "c"]},
+        "output": {"name": INPUT, "type": "uint8", "shape": [1, *side]},
+    }
+
+
+def _decision(knowing: Knowing, classes: int) -> dict[str, Any]:
+    """How numbers become answers, in the order in which its hash is made; plain JSON, so that it reads back the same."""
+    unknown = None
+    if knowing.graph is not None and knowing.unknown is not None:
+        inputs = {EMBEDDING: ["n", "d"], PROBABILITIES: ["n", classes]}
+        unknown = {"file": UNKNOWN, "inputs": inputs, "output": SCORE, **knowing.unknown}
+    parts = dict(zip(DECISION, (knowing.thresholds or None, unknown, knowing.conformal), strict=True))
+    plain: dict[str, Any] = json.loads(json_line(parts))
+    return plain
+
+
 def _verify(folder: Path, check: Check) -> float:
-    answers = Bundle(folder).run_pixels(np.ascontiguousarray(check.pixels))
+    answers = Bundle(folder).predict_pixels(np.ascontiguousarray(check.pixels))
     difference = float(np.abs(answers - check.probabilities).max())
     changed = int((answers.argmax(axis=1) != check.probabilities.argmax(axis=1)).sum())
     if not difference <= TOLERANCE or changed:  # a NaN is no agreement

@@ -12,8 +12,7 @@ Not covered: boxes and masks; views of 16-bit images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,33 +20,30 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 from torchvision.transforms import v2
 
-Symmetry = Literal["mirror", "upside_down", "transpose"]
+from graft.images.augmentations import Augmentation as Augmentation
+from graft.images.augmentations import Symmetry as Symmetry
+
 GROUP = 4
+FILL = 128  # where a turned picture leaves nothing
 THUMB = 12
 TOLD_BY_CLASS = 0.65
 TOLD_BY_ANY = 0.53
 """A symmetry is not used when more than these shares of the images betray, within their class, that it was applied:
 with what all classes have in common (such as light from above) taken away, and with it."""
 
-_APPLY: dict[Symmetry, Callable[[np.ndarray], np.ndarray]] = {
+APPLY: dict[Symmetry, Callable[[np.ndarray], np.ndarray]] = {
     "mirror": lambda x: x[:, :, ::-1],
     "upside_down": lambda x: x[:, ::-1],
     "transpose": lambda x: x.swapaxes(1, 2),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Augmentation:
-    """How far a view may be from its image.
+class _Upright(v2.TrivialAugmentWide):
+    """TrivialAugment without its turns of up to 135 degrees, for images that have an up and a down."""
 
-    `smallest_crop`: share of the area; `jitter`: relative change of brightness and contrast, and half of it of the
-    saturation; `erase`: probability that a small rectangle is replaced by grey.
-    """
-
-    symmetries: tuple[Symmetry, ...]
-    smallest_crop: float
-    jitter: float
-    erase: float
+    _AUGMENTATION_SPACE: ClassVar[dict[str, Any]] = {
+        name: how for name, how in v2.TrivialAugmentWide._AUGMENTATION_SPACE.items() if name != "Rotate"
+    }
 
 
 def suited(
@@ -87,7 +83,7 @@ def symmetries(
     thumbs, labels = _thumbnails(pixels, chosen), targets[chosen]
     colour = pixels.shape[3] == 3
     found: list[Symmetry] = []
-    for name, apply in _APPLY.items():
+    for name, apply in APPLY.items():
         differences = [feature(thumbs) - feature(apply(thumbs)) for feature in (_shape, _edges)]
         by_class = max(_told(one - one.mean(0), labels) for one in differences)
         by_any = max(_told(one, labels) for one in differences)
@@ -101,6 +97,8 @@ def views(
     images: UInt8[Tensor, "n c h w"], augmentation: Augmentation, *, generator: torch.Generator
 ) -> Float32[Tensor, "n c h w"]:
     """One random view of every image. The draws depend on the generator alone; torch's global one stays as it was."""
+    if augmentation.still:
+        return images.float() / 255
     seed = int(torch.randint(2**62, (), generator=generator))
     geometry, colour = _transforms(augmentation, tuple(images.shape[1:]))
     with torch.random.fork_rng(devices=[]):
@@ -112,19 +110,41 @@ def views(
         return torch.cat([colour(group) for group in moved.split(GROUP)])
 
 
+def fixed_view(
+    image: UInt8[np.ndarray, "h w c"], augmentation: Augmentation, *, seed: int, number: int, view: int
+) -> Float32[Tensor, "1 c h w"]:
+    """View number `view` of image number `number` in 0..1; view 0 is the image as it is."""
+    plain = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    if view == 0:
+        return plain.float() / 255
+    drawn = int(np.random.SeedSequence([seed, number, view]).generate_state(1, np.uint64)[0] >> 2)
+    return views(plain, augmentation, generator=torch.Generator().manual_seed(drawn))
+
+
 def _transforms(augmentation: Augmentation, shape: tuple[int, ...]) -> tuple[v2.Transform, v2.Transform]:
     """What is drawn for every image, and what is drawn for groups of them."""
     channels, height, width = shape
     geometry: list[v2.Transform] = [
-        v2.RandomResizedCrop((height, width), (augmentation.smallest_crop, 1.0), antialias=True)
+        v2.RandomResizedCrop(
+            (height, width),
+            (augmentation.smallest_crop, 1.0),
+            (1 / augmentation.stretch, augmentation.stretch),
+            antialias=True,
+        )
     ]
     if "mirror" in augmentation.symmetries:
         geometry.append(v2.RandomHorizontalFlip())
     if "upside_down" in augmentation.symmetries:
         geometry.append(v2.RandomVerticalFlip())
-    saturation = augmentation.jitter / 2 if channels == 3 else 0.0
-    colour: list[v2.Transform] = [
-        v2.ColorJitter(augmentation.jitter, augmentation.jitter, saturation),
+    jitter, saturation, hue = augmentation.jitter, augmentation.jitter / 2, augmentation.hue
+    colour: list[v2.Transform] = []
+    if augmentation.degrees > 0:
+        colour.append(v2.RandomRotation(augmentation.degrees, v2.InterpolationMode.BILINEAR, fill=FILL))
+    if augmentation.trivial:
+        turned = "upside_down" in augmentation.symmetries
+        colour.append((v2.TrivialAugmentWide if turned else _Upright)(fill=FILL))
+    colour += [
+        v2.ColorJitter(jitter, jitter, *((saturation, hue) if channels == 3 else ())),
         v2.ToDtype(torch.float32, scale=True),
     ]
     if augmentation.erase > 0:

@@ -14,7 +14,7 @@ Cost: two forward passes over the images. Not covered: networks whose stages put
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from graft.backbones.opening import Opened
 from graft.backbones.taps import CLASSIFIER_INPUT, Trunk, pool, stages_of
 from graft.errors import BackboneError
+from graft.learning.calls import Calls
 
 TOLERANCE = 1e-4  # relative error of the tail behind the prefix against the whole, in float32
 
@@ -91,6 +92,17 @@ class Prefix(nn.Module):
         return _until_left(self.network, images)
 
 
+class _Features(Prefix):
+    """The whole network up to the tap as a prefix: normalised images to pooled features `[n d]`."""
+
+    def __init__(self, whole: Tail) -> None:
+        nn.Module.__init__(self)
+        self.network = whole
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+
 class Tail(nn.Module):
     """The network from the cut to the tap: maps (or, uncut, normalised images) to pooled features `[n d]`."""
 
@@ -115,16 +127,33 @@ class Tail(nn.Module):
         return pool(output, prefix_tokens=self.tokens, channels_last=self.channels_last)
 
 
+class _Nothing(Tail):
+    """What is left above the tap: the head reads the prefix's features as they are."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        self.network = nn.Module()
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Normalisation:
-    """What the network wants its images to be: the mean and deviation of each channel, and whether grey is repeated."""
+    """What the network wants its images to be: the mean and deviation of each channel, and whether grey is repeated.
+
+    `looking`: the edge filter in front of that, `[n c h w]` in 0..1 to `[n j h w]` in 0..1; None for plain images.
+    """
 
     mean: Tensor
     std: Tensor
     repeat_grey: bool
+    looking: nn.Module | None = None
 
     def __call__(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Images in 0..1 as the network wants them."""
+        if self.looking is not None:
+            images = self.looking.to(images.device)(images)
         if self.repeat_grey:
             images = images.expand(-1, len(self.mean), -1, -1)
         mean, std = (part.to(images.device)[:, None, None] for part in (self.mean, self.std))
@@ -163,17 +192,26 @@ def cut_at(
     tap: str,
     cut: str,
     images: Float[Tensor, "n c h w"],
+    frozen: frozenset[str] = frozenset(),
 ) -> Cut:
     """Cut `opened`, which is used up by this. `cut` is the name of a tap below `tap`, or empty: everything learns.
 
-    `images`: at least two different real ones in 0..1. Raises BackboneError if `cut` is no stage below the tap.
+    With `cut` equal to `tap` the whole network is prefix, and the tail is empty. `frozen`: names of weights above the cut
+    that do not learn. `images`: at least two different real ones in 0..1. Raises BackboneError if `cut` is no stage
+    below the tap.
     """
     trunk = opened.trunk
     network = _without_taps(trunk)
     classifier = stages_of(network, architecture)[1]
-    normalised = Normalisation(trunk.mean.clone(), trunk.std.clone(), trunk.repeat_grey)
+    if classifier is None and tap == CLASSIFIER_INPUT:
+        classifier = CLASSIFIER_INPUT  # the small CNN says nothing of its classifier, whose name is this
+    looking = None if trunk.looking.filter is None else copy.deepcopy(trunk.looking)
+    normalised = Normalisation(trunk.mean.clone(), trunk.std.clone(), trunk.repeat_grey, looking)
     normal = normalised(images)
-    calls = _Calls(network, normal)
+    if cut == tap:
+        features = _Features(Tail(network, tap, classifier, None)).eval().requires_grad_(False)
+        return Cut(features, _Nothing().eval(), {}, {}, normalised, "")
+    calls = Calls(network, normal)
     end = -1 if not cut else _end_of(calls, cut, tap, [one.name for one in opened.taps])
     top = calls.begin[classifier] if tap == CLASSIFIER_INPUT and classifier else calls.end[tap]
     stages = [one.name for one in opened.taps if one.name in calls.end]
@@ -186,6 +224,7 @@ def cut_at(
             prefix, tail = None, None
             notice = f"{architecture} cannot be cut at {cut}: its frozen part runs with every step, which takes longer."
     tail = tail or whole
+    trained = {name: depth for name, depth in trained.items() if name not in frozen}
     for name, weight in tail.network.named_parameters():
         weight.requires_grad_(name in trained)
     trained = {
@@ -193,49 +232,6 @@ def cut_at(
     }
     initial = {name: value.detach().clone() for name, value in tail.network.state_dict().items()}
     return Cut(prefix, tail, trained, initial, normalised, notice)
-
-
-class _Calls:
-    """When each module first began and last ended in one forward pass, and what it put out for the first image."""
-
-    def __init__(self, network: nn.Module, images: Tensor) -> None:
-        self.begin: dict[str, int] = {}
-        self.end: dict[str, int] = {}
-        self.outputs: dict[str, Any] = {}
-        self._clock = 0
-        handles = []
-        for name, module in network.named_modules():
-            handles.append(module.register_forward_pre_hook(self._beginning(name)))
-            handles.append(module.register_forward_hook(self._ending(name)))
-        try:
-            with torch.no_grad():
-                network.eval()(images)
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _tick(self) -> int:
-        self._clock += 1
-        return self._clock
-
-    def _beginning(self, name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any) -> None:
-            self.begin.setdefault(name, self._tick())
-
-        return hook
-
-    def _ending(self, name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self.end[name] = self._tick()
-            self.outputs[name] = output[:1].clone() if isinstance(output, Tensor) else output
-
-        return hook
-
-    def began(self, name: str) -> int:
-        """When the module, or the one around it that is called in its place, first began."""
-        while name not in self.begin:
-            name = name.rpartition(".")[0]
-        return self.begin[name]
 
 
 def _without_taps(trunk: Trunk) -> nn.Module:
@@ -249,7 +245,7 @@ def _without_taps(trunk: Trunk) -> nn.Module:
     return trunk.network
 
 
-def _end_of(calls: _Calls, cut: str, tap: str, names: Sequence[str]) -> int:
+def _end_of(calls: Calls, cut: str, tap: str, names: Sequence[str]) -> int:
     below = names[: names.index(tap)] if tap in names else []
     if cut not in below or cut not in calls.end:
         listed = ", ".join(below) or "none"
@@ -258,7 +254,7 @@ def _end_of(calls: _Calls, cut: str, tap: str, names: Sequence[str]) -> int:
 
 
 def _trained(
-    network: nn.Module, calls: _Calls, *, after: int, before: int, stages: Sequence[str]
+    network: nn.Module, calls: Calls, *, after: int, before: int, stages: Sequence[str]
 ) -> dict[str, int]:
     """The weights between the cut and the tap, each with its number of stages below the topmost."""
     ends = sorted(calls.end[name] for name in stages)
@@ -272,7 +268,7 @@ def _trained(
 
 
 def _divided(
-    network: nn.Module, calls: _Calls, tap: str, classifier: str | None, cut: str, normal: Tensor
+    network: nn.Module, calls: Calls, tap: str, classifier: str | None, cut: str, normal: Tensor
 ) -> tuple[Prefix, Tail]:
     end, handed = calls.end[cut], _Handed()
     below, above = copy.deepcopy(network), network

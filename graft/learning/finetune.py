@@ -1,12 +1,14 @@
 """Fine-tuning from any depth: the head first, then tail and head together, as a generator of epoch records.
 
 In: a `Cut`, a source of batches (`graft.learning.prefix`), the targets, the rows that may be learned from, the frozen
-features of every image, and the settings. Out: an `Epoch` after every pass, and at the end (the generator's return
-value) a `Tuned`: the changed weights, the head, and how it went. The head starts as the ridge head of the rows; AdamW
-with a lower rate for lower stages, warm-up, cosine, clipped gradients and averaged weights do the rest. Statistics of
-batch normalisation stay frozen by default, which loses nothing and saves memory (arXiv 2305.11624); their scales and
-offsets learn. A part of the rows, grouped and stratified, is kept back to find the best epoch and the temperature; the
-ridge head itself is epoch 0, so that tuning which only hurts leaves the frozen network. No row outside `rows` is read.
+features of every image where the head starts from them, and the settings. Out: an `Epoch` after every pass, and at the
+end (the generator's return value) a `Tuned`: the changed weights, the head, and how it went. The head starts as the
+ridge head of the rows, or fresh (`graft.learning.heads`); AdamW with a lower rate for lower stages, warm-up, cosine,
+clipped gradients and averaged weights do the rest. Statistics of batch normalisation stay frozen by default, which
+loses nothing and saves memory (arXiv 2305.11624); their scales and offsets learn. A part of the rows, grouped and
+stratified, is kept back to find the best epoch and the temperature; a ridge head itself is epoch 0, so that tuning which
+only hurts leaves the frozen network. No row outside `rows` is read. A network of random weights is trained in the same
+way: everything learns, the head is fresh.
 
 Cost: three forward passes of the tail per image and epoch: full MobileNetV2 at 224 px about 50 images a second on two
 cores with bfloat16, its last stages behind cached maps about 250. The result is a function of the seed, the number of
@@ -20,56 +22,48 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from graft.compute import Compute
 from graft.errors import GraftError
-from graft.learning import checkpoint, ridge
+from graft.learning import checkpoint
 from graft.learning.cutting import Cut
-from graft.learning.inner import class_weights, kept_back
+from graft.learning.heads import Head, fresh_head, ridge_head
+from graft.learning.lessons import Lesson, batches, lesson_of, loss_of
 from graft.learning.loop import Epoch, Stopped, best_temperature, threads
 from graft.learning.prefix import Source
-from graft.learning.ridge import Criterion, RidgeHead
+from graft.learning.ridge import Criterion
 from graft.learning.tune_settings import TuneSettings as TuneSettings
 from graft.learning.tune_settings import planned_epochs as planned_epochs
 from graft.learning.tune_settings import rates_of as rates_of
-from graft.learning.tuner import HEAD, Rates, Tuner
+from graft.learning.tuner import HEAD, HIDDEN, Rates, Tuner, head_of
 from graft.store import content_key
 
 CHECK_BATCH = 64
 
+Features = Float[np.ndarray, "n d"]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuned:
-    """`state`: the weights of the network that changed, by name; `weight`, `bias`: the head's, temperature inside.
+    """`state`: the weights of the network that changed, by name; `head`: the temperature is inside.
 
     `best_epoch` 0 is the frozen network with its ridge head: `state` is empty then.
     """
 
     state: dict[str, Tensor]
-    weight: Float32[np.ndarray, "d k"]
-    bias: Float32[np.ndarray, " k"]
+    head: Head
     temperature: float
     best_epoch: int
     epochs_run: int
     stopped: Stopped
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Data:
-    source: Source
-    targets: Int64[np.ndarray, " n"]
-    learn: Int64[np.ndarray, " l"]
-    check: Int64[np.ndarray, " b"]
-    weights: Float32[np.ndarray, " k"]
 
 
 @dataclass(slots=True)
@@ -89,7 +83,7 @@ def tune(
     rows: Int64[np.ndarray, " m"],
     *,
     groups: Int64[np.ndarray, " n"],
-    features: Float[np.ndarray, "n d"],
+    features: Features | None,
     classes: int,
     settings: TuneSettings,
     compute: Compute,
@@ -100,49 +94,52 @@ def tune(
 ) -> Generator[Epoch, None, Tuned]:
     """Tune on `rows` and yield a record per epoch; the generator's return value is the result.
 
-    `features`: what the frozen network puts out at the tap. `criterion`: chooses the ridge head's class weighting.
-    `kept_in`: the file of the checkpoint; where it holds this very training, it goes on from there, and the epochs that
-    are over are yielded again. Stops after `settings.patience` epochs without a lower log loss of the kept-back part,
-    after the planned epochs, or at the first batch after `deadline_seconds`. Raises GraftError when the loss is not
-    finite even at half the learning rate.
+    `features`: what the frozen network puts out at the tap; only a ridge head needs them. `criterion`: chooses the ridge
+    head's class weighting. `kept_in`: the file of the checkpoint; where it holds this very training, it goes on from
+    there, and the epochs that are over are yielded again. Stops after `settings.patience` epochs without a lower log
+    loss of the kept-back part, after the planned epochs, or at the first batch after `deadline_seconds` (with a fresh
+    head not before one epoch). Raises GraftError when the loss is not finite even at half the learning rate.
     """
     started = time.monotonic()
-    learn, check = kept_back(targets, groups, rows, share=settings.validation_share, seed=seed)
-    data = _Data(source, targets, learn, check, class_weights(targets[learn], classes, settings.balance))
-    tuner, best = _start(cutting, data, features, classes, settings, compute, criterion)
-    planned = planned_epochs(len(learn), settings)
+    lesson = lesson_of(source, targets, rows, groups=groups, classes=classes, settings=settings, seed=seed)
+    tuner = start(cutting, lesson, features, classes, settings, compute, criterion, seed=seed)
+    best = _before_any(lesson, features, classes, settings, criterion)
+    planned = planned_epochs(len(lesson.learn), settings)
     last = planned if settings.stop_epoch is None else min(settings.stop_epoch, planned)
-    total = planned * math.ceil(len(learn) / settings.batch_size)
-    identity = content_key("tune.v1", asdict(settings), seed, rows.tolist(), targets[rows].tolist(), total)
+    total = planned * math.ceil(len(lesson.learn) / settings.batch_size)
+    identity = content_key("tune.v2", asdict(settings), seed, rows.tolist(), targets[rows].tolist(), total)
     done = _resumed(tuner, best, kept_in, identity)
     yield from done
-    number, stopped = len(done), _had_enough(len(done), best, check, settings)
+    number, stopped = len(done), _had_enough(len(done), best, lesson, settings)
     good = tuner.state(), tuner.step
     while number < last and stopped is None:
         begun = time.monotonic()
-        until = math.inf if deadline_seconds is None else started + deadline_seconds
+        unlimited = deadline_seconds is None or (number == 0 and settings.head != "ridge")
+        until = math.inf if unlimited or deadline_seconds is None else started + deadline_seconds
         drawn = seed * 1_000_003 + number
         with threads(compute):
-            loss = _epoch(tuner, data, settings, total=total, seed=drawn, until=until)
+            loss = _epoch(tuner, lesson, settings, total=total, seed=drawn, until=until)
             if loss is None:
                 stopped = "deadline"
                 break
-            validation, accuracy, temperature = _checked(tuner, data)
-        if not math.isfinite(loss) or (len(check) and not math.isfinite(validation)):
+            validation, accuracy, temperature = _checked(tuner, lesson)
+        if not math.isfinite(loss) or (len(lesson.check) and not math.isfinite(validation)):
             _gentler(tuner, good, number + 1)
             continue
         number, good = number + 1, (tuner.state(), tuner.step)
-        if not len(check) or validation < best.loss:
+        if not len(lesson.check) or validation < best.loss:
             kept = {name: tensor.clone() for name, tensor in tuner.averaged.items()}
-            best = _Best(validation, number, temperature if len(check) else settings.temperature, kept)
-        seconds = time.monotonic() - begun
-        epoch = Epoch(number, planned, loss, validation, accuracy, tuner.rate, seconds)
+            chosen = temperature if len(lesson.check) else settings.temperature
+            best = _Best(validation, number, chosen, kept)
+        epoch = Epoch(number, planned, loss, validation, accuracy, tuner.rate, time.monotonic() - begun)
         done.append(epoch)
         _keep(kept_in, identity, tuner, best, done)
         yield epoch
-        stopped = _had_enough(number, best, check, settings)
-    head = _ridge(features, targets, rows, classes, criterion)
-    return _tuned(best, head, epochs_run=number, stopped=stopped or "epochs")
+        stopped = _had_enough(number, best, lesson, settings)
+    if best.epoch:
+        return _tuned(best, tuner, epochs_run=number, stopped=stopped or "epochs")
+    head = _ridge(features, targets, rows, classes, settings, criterion)
+    return Tuned({}, head, 1.0, 0, number, stopped or "epochs")
 
 
 def predict(
@@ -151,111 +148,116 @@ def predict(
     tuned: Tuned,
     rows: Int64[np.ndarray, " m"],
     *,
-    features: Float[np.ndarray, "n d"],
+    features: Features | None,
     compute: Compute,
 ) -> Float32[np.ndarray, "m k"]:
     """Calibrated probabilities of the classes for `rows`; `features` serve where nothing but the head was fitted."""
-    head = RidgeHead(tuned.weight, tuned.bias, 0.0, 0.0, 1.0)
     if not tuned.best_epoch:
-        return head.probabilities(np.asarray(features[rows], np.float32))
-    tuner = Tuner(cutting, head, Rates(0.0, 0.0, 1.0, 0.0, 0.0), compute, statistics=False)
+        assert features is not None
+        return tuned.head.probabilities(np.asarray(features[rows], np.float32))
+    tuner = Tuner(cutting, tuned.head, Rates(0.0, 0.0, 1.0, 0.0, 0.0), compute, statistics=False)
     tuner.averaged |= {name: value.to(compute.device) for name, value in tuned.state.items()}
     with threads(compute):
         logits = _answers(tuner, source, rows)
     return torch.softmax(logits, dim=1).numpy()
 
 
-def _start(
+def start(
     cutting: Cut,
-    data: _Data,
-    features: Float[np.ndarray, "n d"],
+    lesson: Lesson,
+    features: Features | None,
     classes: int,
     settings: TuneSettings,
     compute: Compute,
     criterion: Criterion | None,
-) -> tuple[Tuner, _Best]:
-    """The tuner with a ridge head of the rows to learn from, and what their best one is worth: epoch 0."""
-    rates, stiff = rates_of(settings), settings.start_penalty
-    best = _Best(temperature=settings.temperature)
-    if len(data.check):
-        head = _ridge(features, data.targets, data.learn, classes, criterion)
-        rows = ridge.unit(np.asarray(features[data.check], np.float32))
-        logits = torch.from_numpy(rows @ head.weight + head.bias)
-        best.loss = _judged(logits, torch.from_numpy(data.targets[data.check]))[0]
-    start = _ridge(features, data.targets, data.learn, classes, criterion, least_penalty=stiff)
-    tuner = Tuner(cutting, start, rates, compute, statistics=settings.batch_norm == "train")
+    *,
+    seed: int,
+) -> Tuner:
+    """The tuner before its first step: with a ridge head of the rows to learn from, or a fresh one."""
+    rates, statistics = rates_of(settings), settings.batch_norm == "train"
+    if settings.head == "ridge":
+        head = _ridge(
+            features, lesson.targets, lesson.learn, classes, settings, criterion, least=settings.start_penalty
+        )
+    else:
+        width = _width(cutting, lesson.source.plain(lesson.learn[:2]), compute)
+        unit, decay = settings.unit_length, settings.weight_decay
+        head = fresh_head(settings.head, width, classes=classes, unit_length=unit, seed=seed)
+        rates = replace(rates, first_layer=math.sqrt(width) if unit else 1.0, head_decay=decay)
+    tuner = Tuner(cutting, head, rates, compute, statistics=statistics, dropout=settings.dropout)
     if settings.batch_norm == "reestimate":
         with threads(compute):
-            plain = [data.source.plain(rows) for rows in _batches(data.learn)]
+            plain = [lesson.source.plain(rows) for rows in _batches(lesson.learn)]
             tuner.reestimate(plain, cutting.batch_norms())
             read = np.concatenate([tuner.features(maps).cpu().numpy() for maps in plain])
-        labels = data.targets[data.learn]
-        every = np.arange(len(labels))
-        tuner.begin_with(_ridge(read, labels, every, classes, criterion, least_penalty=stiff))
-    return tuner, best
+        if settings.head == "ridge":
+            labels, every = lesson.targets[lesson.learn], np.arange(len(lesson.learn))
+            least = settings.start_penalty
+            tuner.begin_with(_ridge(read, labels, every, classes, settings, criterion, least=least))
+    return tuner
+
+
+def _before_any(
+    lesson: Lesson,
+    features: Features | None,
+    classes: int,
+    settings: TuneSettings,
+    criterion: Criterion | None,
+) -> _Best:
+    """Epoch 0: what the ridge head of the frozen features is worth; infinitely bad where the head is a fresh one."""
+    best = _Best(temperature=settings.temperature)
+    if features is not None and settings.head == "ridge" and len(lesson.check):
+        head = _ridge(features, lesson.targets, lesson.learn, classes, settings, criterion)
+        rows = np.asarray(features[lesson.check], np.float32)
+        logits = torch.from_numpy(head.logits(rows) + lesson.prior)
+        best.loss = _judged(logits, torch.from_numpy(lesson.targets[lesson.check]))[0]
+    return best
 
 
 def _ridge(
-    features: Float[np.ndarray, "n d"],
+    features: Features | None,
     targets: Int64[np.ndarray, " n"],
     rows: Int64[np.ndarray, " m"],
     classes: int,
+    settings: TuneSettings,
     criterion: Criterion | None,
     *,
-    least_penalty: float = 0.0,
-) -> RidgeHead:
-    with threadpool_limits(1):
-        return ridge.fit(
-            np.asarray(features[rows], np.float32),
-            targets[rows],
-            classes=classes,
-            criterion=criterion,
-            least_penalty=least_penalty,
-        )
+    least: float = 0.0,
+) -> Head:
+    assert features is not None, "a ridge head needs the features of the frozen network"
+    return ridge_head(
+        features[rows],
+        targets[rows],
+        classes=classes,
+        balance=settings.balance,
+        criterion=criterion,
+        least_penalty=least,
+    )
+
+
+@torch.no_grad()
+def _width(cutting: Cut, maps: Tensor, compute: Compute) -> int:
+    """How many features the tail puts out."""
+    tail = cutting.tail.to(compute.device).eval()
+    with torch.autocast(compute.device, torch.bfloat16, enabled=compute.bf16):
+        return int(tail(maps).shape[1])
 
 
 def _epoch(
-    tuner: Tuner, data: _Data, settings: TuneSettings, *, total: int, seed: int, until: float
+    tuner: Tuner, lesson: Lesson, settings: TuneSettings, *, total: int, seed: int, until: float
 ) -> float | None:
     """One pass over the rows to learn from: the mean loss, not finite if a batch's was not, None if time was over."""
     generator = torch.Generator().manual_seed(seed)
-    order = data.learn[torch.randperm(len(data.learn), generator=generator).numpy()]
     losses = []
-    for rows in np.array_split(order, math.ceil(len(order) / settings.batch_size)):
+    for maps, labels in batches(lesson, settings, generator):
         if time.monotonic() > until:
             return None
-        maps = data.source.training(rows, generator)
-        loss = _loss(tuner, maps, torch.from_numpy(data.targets[rows]), data, settings, generator)
+        loss = loss_of(tuner, maps, labels, lesson, settings, generator)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             return math.nan
         tuner.learn(loss, total=total)
     return float(np.mean(losses))
-
-
-def _loss(
-    tuner: Tuner,
-    maps: Tensor,
-    labels: Int64[Tensor, " b"],
-    data: _Data,
-    settings: TuneSettings,
-    generator: torch.Generator,
-) -> Tensor:
-    """Weighted cross-entropy, of mixed pairs with MixUp (Zhang et al. 2018; behind a prefix, of mixed maps)."""
-    device = tuner.compute.device
-    weights = torch.from_numpy(data.weights).to(device)
-    labels = labels.to(device)
-
-    def against(logits: Tensor, wanted: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits, wanted, weights, label_smoothing=settings.label_smoothing)
-
-    if settings.mixup <= 0:
-        return against(tuner.logits(maps), labels)
-    random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    share = float(random.beta(settings.mixup, settings.mixup))
-    other = torch.randperm(len(labels), generator=generator).to(device)
-    logits = tuner.logits(share * maps + (1 - share) * maps[other])
-    return share * against(logits, labels) + (1 - share) * against(logits, labels[other])
 
 
 def _batches(rows: Int64[np.ndarray, " m"]) -> Iterator[Int64[np.ndarray, " b"]]:
@@ -269,14 +271,18 @@ def _answers(tuner: Tuner, source: Source, rows: Int64[np.ndarray, " m"]) -> Flo
     return torch.cat(parts)
 
 
-def _checked(tuner: Tuner, data: _Data) -> tuple[float, float, float]:
-    """Log loss at the best temperature, accuracy and that temperature on the kept-back rows; NaN where there are none."""
-    if not len(data.check):
+def _checked(tuner: Tuner, lesson: Lesson) -> tuple[float, float, float]:
+    """Log loss at the best temperature, accuracy and that temperature on the kept-back rows; NaN where there are none.
+
+    The loss is that of the training, the classes' shares included where they are; the accuracy is that of the answers.
+    """
+    if not len(lesson.check):
         return math.nan, math.nan, math.nan
-    logits, labels = _answers(tuner, data.source, data.check), torch.from_numpy(data.targets[data.check])
+    logits = _answers(tuner, lesson.source, lesson.check)
+    labels = torch.from_numpy(lesson.targets[lesson.check])
     if not bool(logits.isfinite().all()):
         return math.nan, math.nan, math.nan
-    loss, temperature = _judged(logits, labels)
+    loss, temperature = _judged(logits + torch.from_numpy(lesson.prior), labels)
     return loss, float((logits.argmax(1) == labels).float().mean()), temperature
 
 
@@ -286,10 +292,8 @@ def _judged(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> tuple[
     return float(nn.functional.cross_entropy(logits.double() / temperature, labels)), temperature
 
 
-def _had_enough(
-    number: int, best: _Best, check: Int64[np.ndarray, " b"], settings: TuneSettings
-) -> Stopped | None:
-    return "patience" if len(check) and number - best.epoch >= settings.patience else None
+def _had_enough(number: int, best: _Best, lesson: Lesson, settings: TuneSettings) -> Stopped | None:
+    return "patience" if len(lesson.check) and number - best.epoch >= settings.patience else None
 
 
 def _gentler(tuner: Tuner, good: tuple[dict[str, Tensor], int], epoch: int) -> None:
@@ -297,18 +301,18 @@ def _gentler(tuner: Tuner, good: tuple[dict[str, Tensor], int], epoch: int) -> N
     if tuner.scale < 1:
         raise GraftError(
             f"Fine-tuning failed: the loss of epoch {epoch} is not a finite number, even with half the learning rate. "
-            "Leave fine-tuning out with --only frozen, or look for damaged images with graft check."
+            "Give a lower --lr (graft train), leave fine-tuning out with --only frozen (graft study), or look for "
+            "damaged images with graft check."
         )
     tuner.restore(good[0], step=good[1], scale=0.5)
 
 
-def _tuned(best: _Best, head: RidgeHead, *, epochs_run: int, stopped: Stopped) -> Tuned:
+def _tuned(best: _Best, tuner: Tuner, *, epochs_run: int, stopped: Stopped) -> Tuned:
     """The best weights on the CPU, the temperature divided out of the head."""
-    if not best.epoch:
-        return Tuned({}, head.weight, head.bias, 1.0, 0, epochs_run, stopped)
-    state = {name: value.detach().cpu().clone() for name, value in best.tensors.items()}
-    weight, bias = (state.pop(name).numpy() / np.float32(best.temperature) for name in HEAD)
-    return Tuned(state, weight, bias, best.temperature, best.epoch, epochs_run, stopped)
+    head = head_of(best.tensors, unit_length=tuner.unit_length).softened(best.temperature)
+    own = (*HEAD, *HIDDEN)
+    state = {name: value.detach().cpu().clone() for name, value in best.tensors.items() if name not in own}
+    return Tuned(state, head, best.temperature, best.epoch, epochs_run, stopped)
 
 
 def _keep(path: Path | None, identity: str, tuner: Tuner, best: _Best, done: list[Epoch]) -> None:

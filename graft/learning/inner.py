@@ -13,7 +13,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
-Balance = Literal["none", "root"]
+Balance = Literal["none", "root", "sampler", "logit"]
+"""`root`: the loss counts a class with the inverse square root of its frequency; `sampler`: every class is drawn equally
+often, with replacement; `logit`: the logarithm of a class's share is added to its logit in the loss alone (logit
+adjustment: Menon et al. 2021, arXiv 2007.07314)."""
 
 
 def kept_back(
@@ -47,7 +50,29 @@ def kept_back(
 def class_weights(
     labels: Int64[np.ndarray, " m"], classes: int, balance: Balance
 ) -> Float32[np.ndarray, " k"]:
-    """The weight of each class in the loss, 1 on average over `labels`; a class without images gets the largest."""
+    """The weight of each class in the loss, 1 on average over `labels`; a class without images gets the largest.
+
+    Only `root` weights the loss: the others give 1 for every class.
+    """
     counts = np.bincount(labels, minlength=classes)
-    weights = np.ones(classes) if balance == "none" else 1 / np.sqrt(np.maximum(counts, 1))
+    weights = 1 / np.sqrt(np.maximum(counts, 1)) if balance == "root" else np.ones(classes)
     return (weights * counts.sum() / (weights * counts).sum()).astype(np.float32)
+
+
+def log_prior(labels: Int64[np.ndarray, " m"], classes: int, balance: Balance) -> Float32[np.ndarray, " k"]:
+    """What `logit` adds to the logits in the loss: the logarithm of each class's share; zeros for the others."""
+    if balance != "logit":
+        return np.zeros(classes, np.float32)
+    counts = np.maximum(np.bincount(labels, minlength=classes), 1)
+    return np.log(counts / counts.sum()).astype(np.float32)
+
+
+def drawn(
+    labels: Int64[np.ndarray, " m"], balance: Balance, random: np.random.Generator
+) -> Int64[np.ndarray, " m"]:
+    """The positions of an epoch in their order: each once, or with `sampler` every class alike, with replacement."""
+    if balance != "sampler":
+        return random.permutation(len(labels))
+    counts = np.bincount(labels)
+    chances = 1 / counts[labels]
+    return random.choice(len(labels), size=len(labels), p=chances / chances.sum())

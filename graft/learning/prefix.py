@@ -8,14 +8,14 @@ view) alone, and batch normalisations of the prefix keep their statistics, so bo
 
 Cost: about 250 views of 224 px a second through most of a MobileNetV2 on two cores with bfloat16; 38 kB per view for
 maps of 14 x 14 x 96. Where V views would need more than `SPACE`, fewer are kept; where not even one fits, or a map is
-beyond float16, the views are made live.
+beyond float16, the views are made live. Without any augmentation the images as they are suffice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,7 +23,10 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from graft.compute import Compute
-from graft.images.views import Augmentation, views
+from graft.images.augmentations import Strength as Strength
+from graft.images.augmentations import strengthened as strengthened
+from graft.images.views import Augmentation
+from graft.images.views import fixed_view as fixed_view
 from graft.learning.cutting import Cut
 from graft.learning.loop import threads
 from graft.store import Store, content_key
@@ -32,36 +35,6 @@ SPACE = 2 * 10**9
 MOST_VIEWS = 8
 BATCH = 32
 ARRAY = "maps"
-
-Strength = Literal["none", "light", "medium", "strong"]
-
-
-def strengthened(suited: Augmentation, strength: Strength) -> Augmentation:
-    """The augmentation that suits the images (`medium`), weaker, stronger or none; symmetries stay those allowed."""
-    if strength == "none":
-        return Augmentation((), 1.0, 0.0, 0.0)
-    if strength == "medium":
-        return suited
-    if strength == "light":
-        crop = (1 + suited.smallest_crop) / 2
-        return replace(suited, smallest_crop=crop, jitter=suited.jitter / 2, erase=0.0)
-    return replace(
-        suited,
-        smallest_crop=max(0.2, suited.smallest_crop - 0.2),
-        jitter=min(0.6, 1.5 * suited.jitter),
-        erase=max(0.25, suited.erase),
-    )
-
-
-def fixed_view(
-    image: UInt8[np.ndarray, "h w c"], augmentation: Augmentation, *, seed: int, number: int, view: int
-) -> Float32[Tensor, "1 c h w"]:
-    """View number `view` of image number `number` in 0..1; view 0 is the image as it is."""
-    plain = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    if view == 0:
-        return plain.float() / 255
-    drawn = int(np.random.SeedSequence([seed, number, view]).generate_state(1, np.uint64)[0] >> 2)
-    return views(plain, augmentation, generator=torch.Generator().manual_seed(drawn))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,11 +146,12 @@ def caching(
     with threads(compute):
         one = prefix_maps(cutting, fixed_view(pixels[0], augmentation, seed=0, number=0, view=0), compute)
     most = space // max(1, len(pixels) * one[0].nbytes) - 1
-    kept = min(wanted, MOST_VIEWS, most)
-    if kept < 1 or one.dtype != np.float16:
+    least = 0 if augmentation.still else 1
+    kept = min(wanted * least, MOST_VIEWS, most)
+    if kept < least or one.dtype != np.float16:
         return live
     content = content_key(
-        "prefix.v1", key, asdict(augmentation), kept, seed, compute.bf16, compute.device, len(pixels)
+        "prefix.v1", key, augmentation.content(), kept, seed, compute.bf16, compute.device, len(pixels)
     )
     stored = store.get(content)
     if stored is None:

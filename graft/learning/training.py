@@ -5,9 +5,9 @@ every pass, and at the end (the generator's return value) a `Trained` with the b
 printing are loops around it. A part of the rows, grouped and stratified, is kept back to find the best epoch and the
 temperature; no row outside `rows` is ever read.
 
-Cost: about 400 to 600 images of 96 px a second and core with bfloat16, views included. The number of epochs follows
-from a number of multiply-adds and of steps, not from the clock (`planned_epochs`): the cosine really ends, about half
-a minute per fold of 1,000 images on two cores, and the same data get the same training on every machine.
+Cost: about 600 images of 96 px a second and core with bfloat16, a sixth of it for the views. The number of epochs
+follows from a number of multiply-adds and of steps, not from the clock (`planned_epochs`): the cosine really ends, and
+the same data get the same training on every machine.
 
 Not covered: starting from pre-trained weights, partial freezing (`graft.learning.finetune`). The result is a function
 of the seed, the number of threads and the processor.
@@ -19,77 +19,51 @@ import copy
 import math
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor, nn
 
 from graft.backbones.scratch import ScratchDesign, ScratchNet, build
 from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.views import Augmentation, suited, views
-from graft.learning.inner import Balance, class_weights, kept_back
+from graft.learning.inner import class_weights, drawn, kept_back, log_prior
 from graft.learning.loop import Epoch as Epoch
 from graft.learning.loop import Stopped, average, best_temperature, kept_share, rate_share, threads
+from graft.learning.mixing import mixed
+from graft.learning.scratch_settings import TrainingSettings as TrainingSettings
+from graft.learning.scratch_settings import planned_epochs as planned_epochs
+from graft.learning.scratch_settings import waiting_epochs
+from graft.learning.trained import Trained as Trained
+from graft.learning.trained import calibrated, logits_of
+from graft.learning.trained import predict as predict
 
-
-@dataclass(frozen=True, slots=True)
-class TrainingSettings:
-    """How to train. `epochs` is the upper limit; `multiply_adds` (forward, in all epochs) and `steps` are two more.
-
-    `patience`: epochs without a better log loss on the kept-back part before it stops. `balance`: `root` weights a
-    class with the inverse square root of its frequency. `averaging`: decay of the averaged weights per step.
-    `validation_share`: the part of the rows kept back; with 0 all rows are learned from for exactly `epochs` epochs,
-    and `temperature` is taken as given instead of fitted.
-    """
-
-    epochs: int = 300
-    multiply_adds: float = 0.9e12
-    steps: int = 1_500
-    patience: int = 40
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.02
-    label_smoothing: float = 0.1
-    averaging: float = 0.99
-    balance: Balance = "root"
-    validation_share: float = 0.15
-    temperature: float = 1.0
-    version: int = 1
+TAUGHT = 0.5  # how much of what a second generation is to say comes from the first, the rest from the labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trained:
-    """The best weights; `network` opens them. The temperature is already part of the head's weights."""
-
-    design: ScratchDesign
-    state: dict[str, Tensor]
-    temperature: float
-    best_epoch: int
-    epochs_run: int
-    stopped: Stopped
-
-    def network(self) -> ScratchNet:
-        """The trained network in eval mode; the softmax of its output is calibrated."""
-        network = build(self.design, seed=0)
-        network.load_state_dict(self.state)
-        return network.eval()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Data:
-    """What is learned from: `learn` are the rows, `weights` the losses' weights per class."""
+class _Lesson:
+    """What is learned from, and how: `learn` and `check` are rows, `weights` and `prior` the loss's, per class."""
 
     pixels: UInt8[np.ndarray, "n h w c"]
     targets: Int64[np.ndarray, " n"]
     learn: Int64[np.ndarray, " m"]
-    weights: Float32[np.ndarray, " k"]
+    check: Int64[np.ndarray, " b"]
+    weights: Float32[Tensor, " k"]
+    prior: Float32[Tensor, " k"]
+    augmentation: Augmentation
+    settings: TrainingSettings
+    compute: Compute
+    planned: int
+    teacher: ScratchNet | None = None
 
-    def steps(self, settings: TrainingSettings) -> int:
+    @property
+    def steps(self) -> int:
         """Batches in an epoch."""
-        return math.ceil(len(self.learn) / settings.batch_size)
+        return math.ceil(len(self.learn) / self.settings.batch_size)
 
 
 @dataclass(slots=True)
@@ -103,16 +77,36 @@ class _Run:
     scale: float = 1.0
 
 
-def planned_epochs(design: ScratchDesign, images: int, settings: TrainingSettings) -> int:
-    """How many epochs the multiply-adds and the steps allow, 1 to `settings.epochs`.
+@dataclass(slots=True)
+class _Generation:
+    """What became of one generation: the averaged network that is kept, its log loss, and when it was reached.
 
-    At least 30 up to 2,000 images (12 were far too few for 101 classes), fewer by the root of their number beyond.
+    `lowest` are the log losses of the rows in the epoch with the lowest mean, `lowest_epoch`.
     """
-    images = max(images, 1)
-    affordable = int(settings.multiply_adds / (design.multiply_adds * images))
-    wanted = settings.steps // math.ceil(images / settings.batch_size)
-    least = round(30 * min(1.0, math.sqrt(2_000 / images)))
-    return max(1, min(settings.epochs, max(least, min(affordable, wanted))))
+
+    averaged: ScratchNet
+    loss: float = math.inf
+    best_epoch: int = 0
+    lowest: Float[np.ndarray, " b"] | None = None
+    lowest_epoch: int = 0
+    epochs_run: int = 0
+    stopped: Stopped = "epochs"
+    before: int = field(default=0, kw_only=True)
+
+    def seen(self, averaged: ScratchNet, losses: Float[np.ndarray, " b"]) -> None:
+        """Keep the network of this epoch if no kept-back rows speak against it.
+
+        That is the last one whose log loss is above the lowest by less than a standard error of the difference: the
+        rate has fallen and the average is longer then, and a few rows must not end a training by chance.
+        """
+        lower = self.lowest is None or not len(losses) or losses.mean() < self.lowest.mean()
+        if lower:
+            self.lowest, self.lowest_epoch = losses, self.epochs_run
+        assert self.lowest is not None
+        worse = losses - self.lowest
+        if lower or worse.mean() <= worse.std() / math.sqrt(len(worse)):
+            self.averaged, self.best_epoch = averaged, self.epochs_run
+            self.loss = float(losses.mean()) if len(losses) else math.nan
 
 
 def train(
@@ -130,55 +124,98 @@ def train(
 ) -> Generator[Epoch, None, Trained]:
     """Train on `rows` and yield a record per epoch; the generator's return value is the result.
 
-    Stops when the log loss of the kept-back part has not improved for `settings.patience` epochs, when the planned
-    epochs are over, or at the first batch after `deadline_seconds` (from the first `next`), but never before one epoch.
-    Raises GraftError when the loss is not finite even at half the learning rate.
+    A generation stops when the log loss of the kept-back part has not improved for so many epochs (see
+    `waiting_epochs`), when the planned epochs are over, or at the first batch after `deadline_seconds` (from the first
+    `next`), but the first one never before one epoch. Of two generations the one with the lower log loss is kept, the
+    second where nothing was kept back. Raises GraftError when the loss is not finite even at half the learning rate.
     """
-    started = time.monotonic()
+    until = math.inf if deadline_seconds is None else time.monotonic() + deadline_seconds
     learn, check = kept_back(targets, groups, rows, share=settings.validation_share, seed=seed)
-    augmentation = augmentation or suited(pixels, targets, learn)
-    data = _Data(pixels, targets, learn, class_weights(targets[learn], design.classes, settings.balance))
-    fixed = settings.validation_share == 0
-    planned = settings.epochs if fixed else planned_epochs(design, len(learn), settings)
-    run = _start(design, settings, compute, seed)
-    good = best = copy.deepcopy(run)
-    best_loss, best_epoch, number = math.inf, 0, 0
-    stopped: Stopped = "epochs"
-    while number < planned:
-        begun = time.monotonic()
-        until = math.inf if deadline_seconds is None or number == 0 else started + deadline_seconds
-        total, drawn = planned * data.steps(settings), seed * 1_000_003 + number
-        with threads(compute):
-            loss = _epoch(run, data, augmentation, settings, compute, total=total, seed=drawn, until=until)
-        if loss is None:
-            stopped = "deadline"
+    lesson = _lesson(pixels, targets, learn, check, design, settings, compute, augmentation)
+    best: _Generation | None = None
+    kept, number = 1, 0
+    for generation in range(1, settings.generations + 1):
+        left = settings.generations - generation
+        work = _generation(
+            lesson, design, seed=seed + 7_919 * (generation - 1), until=until, before=number, left=left
+        )
+        found = yield from work
+        number += found.epochs_run
+        if best is None or (found.epochs_run and (not len(check) or found.loss < best.loss)):
+            best, kept = found, generation
+        if found.stopped == "deadline":
             break
-        validation_loss, accuracy = _check(run.averaged, data, check, compute)
-        if not math.isfinite(loss) or (len(check) and not math.isfinite(validation_loss)):
-            run = _gentler(good, run, number + 1)
-            continue
-        number, good = number + 1, copy.deepcopy(run)
-        if not len(check) or validation_loss < best_loss:
-            best, best_loss, best_epoch = good, validation_loss, number
-        rate = run.optimizer.param_groups[0]["lr"]
-        yield Epoch(number, planned, loss, validation_loss, accuracy, rate, time.monotonic() - begun)
-        if number - best_epoch >= settings.patience:
-            stopped = "patience"
-            break
-    temperature = _temperature(best.averaged, data, check, compute) if len(check) else settings.temperature
-    return Trained(design, _calibrated(best.averaged, temperature), temperature, best_epoch, number, stopped)
+        lesson = replace(lesson, teacher=found.averaged)
+    assert best is not None
+    temperature = _temperature(best.averaged, lesson) if len(check) else settings.temperature
+    return Trained(
+        design,
+        calibrated(best.averaged, temperature),
+        temperature,
+        best.before + best.best_epoch,
+        number,
+        found.stopped,
+        best.best_epoch,
+        kept,
+    )
 
 
-def predict(
-    trained: Trained,
+def _lesson(
     pixels: UInt8[np.ndarray, "n h w c"],
-    rows: Int64[np.ndarray, " m"],
-    *,
+    targets: Int64[np.ndarray, " n"],
+    learn: Int64[np.ndarray, " m"],
+    check: Int64[np.ndarray, " b"],
+    design: ScratchDesign,
+    settings: TrainingSettings,
     compute: Compute,
-) -> Float32[np.ndarray, "m k"]:
-    """Calibrated probabilities of the classes for `rows`, in float32."""
-    network = trained.network().to(compute.device)
-    return torch.softmax(_logits(network, pixels, rows, compute), dim=1).numpy()
+    augmentation: Augmentation | None,
+) -> _Lesson:
+    labels, classes = targets[learn], design.classes
+    fixed = settings.validation_share == 0
+    return _Lesson(
+        pixels,
+        targets,
+        learn,
+        check,
+        torch.from_numpy(class_weights(labels, classes, settings.balance)).to(compute.device),
+        torch.from_numpy(log_prior(labels, classes, settings.balance)).to(compute.device),
+        augmentation or suited(pixels, targets, learn),
+        settings,
+        compute,
+        settings.epochs if fixed else planned_epochs(design, len(learn), settings),
+    )
+
+
+def _generation(
+    lesson: _Lesson, design: ScratchDesign, *, seed: int, until: float, before: int, left: int
+) -> Generator[Epoch, None, _Generation]:
+    """Train one network; `before`: epochs of earlier generations, `left`: generations still to come."""
+    run = _start(design, lesson.settings, lesson.compute, seed)
+    good, found = copy.deepcopy(run), _Generation(run.averaged, before=before)
+    waiting = waiting_epochs(lesson.planned, lesson.settings)
+    while found.epochs_run < lesson.planned:
+        begun, first = time.monotonic(), before + found.epochs_run == 0
+        with threads(lesson.compute):
+            loss = _epoch(
+                run, lesson, seed=seed * 1_000_003 + found.epochs_run, until=math.inf if first else until
+            )
+        if loss is None:
+            found.stopped = "deadline"
+            break
+        losses, accuracy = _check(run.averaged, lesson)
+        if not math.isfinite(loss) or not np.isfinite(losses).all():
+            run = _gentler(good, run, found.epochs_run + 1)
+            continue
+        found.epochs_run, good = found.epochs_run + 1, copy.deepcopy(run)
+        found.seen(good.averaged, losses)
+        validation_loss = float(losses.mean()) if len(losses) else math.nan
+        rate, planned = run.optimizer.param_groups[0]["lr"], before + lesson.planned * (1 + left)
+        number, seconds = before + found.epochs_run, time.monotonic() - begun
+        yield Epoch(number, planned, loss, validation_loss, accuracy, rate, seconds)
+        if found.epochs_run - found.lowest_epoch >= waiting:
+            found.stopped = "patience"
+            break
+    return found
 
 
 def _start(design: ScratchDesign, settings: TrainingSettings, compute: Compute, seed: int) -> _Run:
@@ -192,55 +229,77 @@ def _start(design: ScratchDesign, settings: TrainingSettings, compute: Compute, 
             {"params": others, "weight_decay": 0.0},
         ],
         lr=settings.learning_rate,
+        fused=compute.device != "mps",
     )
     return _Run(network, copy.deepcopy(network).eval(), optimizer)
 
 
-def _epoch(
-    run: _Run,
-    data: _Data,
-    augmentation: Augmentation,
-    settings: TrainingSettings,
-    compute: Compute,
-    *,
-    total: int,
-    seed: int,
-    until: float,
-) -> float | None:
+def _epoch(run: _Run, lesson: _Lesson, *, seed: int, until: float) -> float | None:
     """One pass over the rows to learn from: the mean loss, not finite if a batch's was not, None if time was over."""
     generator = torch.Generator().manual_seed(seed)
-    weights = torch.from_numpy(data.weights).to(compute.device)
-    order = data.learn[torch.randperm(len(data.learn), generator=generator).numpy()]
+    random = np.random.default_rng(seed)
+    order = lesson.learn[drawn(lesson.targets[lesson.learn], lesson.settings.balance, random)]
     run.network.train()
     losses = []
-    for rows in np.array_split(order, data.steps(settings)):
+    for rows in np.array_split(order, lesson.steps):
         if time.monotonic() > until:
             return None
-        _set_rate(run, settings, total)
-        images = torch.from_numpy(data.pixels[rows]).permute(0, 3, 1, 2)
-        batch = views(images, augmentation, generator=generator).to(
-            compute.device, memory_format=torch.channels_last
-        )
-        labels = torch.from_numpy(data.targets[rows]).to(compute.device)
-        with torch.autocast(compute.device, torch.bfloat16, enabled=compute.bf16):
-            logits = run.network(batch)
-        loss = nn.functional.cross_entropy(
-            logits.float(), labels, weights, label_smoothing=settings.label_smoothing
-        )
+        loss = _loss(run.network, lesson, rows, generator)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             return math.nan
-        _step(run, loss, settings)
+        _step(run, loss, lesson.settings, total=lesson.planned * lesson.steps)
     return float(np.mean(losses))
 
 
-def _set_rate(run: _Run, settings: TrainingSettings, total: int) -> None:
+def _loss(
+    network: ScratchNet, lesson: _Lesson, rows: Int64[np.ndarray, " b"], generator: torch.Generator
+) -> Tensor:
+    """The loss of one batch: on views, mixed in pairs and with the teacher's word where the settings say so."""
+    settings, compute = lesson.settings, lesson.compute
+    images = torch.from_numpy(lesson.pixels[rows]).permute(0, 3, 1, 2)
+    batch = views(images, lesson.augmentation, generator=generator)
+    wanted = torch.from_numpy(lesson.targets[rows])
+    if settings.mixup > 0 or settings.cutmix > 0:
+        batch, wanted = mixed(
+            batch,
+            wanted,
+            classes=len(lesson.weights),
+            mixup=settings.mixup,
+            cutmix=settings.cutmix,
+            generator=generator,
+        )
+    batch = batch.to(compute.device, memory_format=torch.channels_last)
+    wanted, smoothing = wanted.to(compute.device), settings.label_smoothing
+    with torch.autocast(compute.device, torch.bfloat16, enabled=compute.bf16):
+        logits = network.head(_dropped(network.embed(batch), settings.dropout, generator))
+        if lesson.teacher is not None:
+            wanted, smoothing = _taught(lesson, batch, wanted), smoothing * (1 - TAUGHT)
+    return nn.functional.cross_entropy(
+        logits.float() + lesson.prior, wanted, lesson.weights, label_smoothing=smoothing
+    )
+
+
+def _taught(lesson: _Lesson, batch: Tensor, wanted: Tensor) -> Tensor:
+    """The shares of the classes, half from the labels, half from the teacher on the same views (Furlanello et al. 2018)."""
+    assert lesson.teacher is not None
+    with torch.no_grad():
+        said = torch.softmax(lesson.teacher(batch).float() + lesson.prior, dim=1)
+    labels = wanted if wanted.ndim == 2 else nn.functional.one_hot(wanted, len(lesson.prior))
+    return torch.lerp(labels.float(), said, TAUGHT)
+
+
+def _dropped(features: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
+    if dropout == 0:
+        return features
+    kept = torch.rand(features.shape, generator=generator) >= dropout
+    return features * kept.to(features.device) / (1 - dropout)
+
+
+def _step(run: _Run, loss: Tensor, settings: TrainingSettings, *, total: int) -> None:
+    """One step of the optimiser and of the average, which forgets faster at the beginning."""
     for group in run.optimizer.param_groups:
         group["lr"] = settings.learning_rate * run.scale * rate_share(run.step, total)
-
-
-def _step(run: _Run, loss: Tensor, settings: TrainingSettings) -> None:
-    """One step of the optimiser and of the average, which forgets faster at the beginning."""
     run.optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
@@ -262,42 +321,22 @@ def _gentler(good: _Run, run: _Run, epoch: int) -> _Run:
     return again
 
 
-def _logits(
-    network: ScratchNet,
-    pixels: UInt8[np.ndarray, "n h w c"],
-    rows: Int64[np.ndarray, " m"],
-    compute: Compute,
-) -> Float32[Tensor, "m k"]:
-    """What the network says about `rows` in eval mode and float32."""
-    parts = [torch.empty(0, network.head.out_features)]
-    with torch.inference_mode(), threads(compute):
-        for some in np.array_split(rows, max(1, math.ceil(len(rows) / 64))):
-            images = torch.from_numpy(pixels[some]).permute(0, 3, 1, 2).to(compute.device)
-            parts.append(network(images.float() / 255).cpu())
-    return torch.cat(parts)
+def _check(network: ScratchNet, lesson: _Lesson) -> tuple[Float[np.ndarray, " b"], float]:
+    """Log loss of each row that was kept back, and the accuracy on them; NaN where there are none.
+
+    The log losses are those at the best temperature, because the network will be given one: long before it learns no
+    more, it is too sure of itself.
+    """
+    logits = logits_of(network, lesson.pixels, lesson.check, lesson.compute, bf16=lesson.compute.bf16)
+    labels = torch.from_numpy(lesson.targets[lesson.check])
+    if not len(labels) or not bool(logits.isfinite().all()):
+        return np.full(len(labels), np.nan), math.nan
+    scaled = logits.double() / best_temperature(logits, labels)
+    losses = nn.functional.cross_entropy(scaled, labels, reduction="none").numpy()
+    return losses, float((logits.argmax(1) == labels).float().mean())
 
 
-def _check(
-    network: ScratchNet, data: _Data, check: Int64[np.ndarray, " b"], compute: Compute
-) -> tuple[float, float]:
-    """Log loss and accuracy on the rows that were kept back; NaN where there are none."""
-    if not len(check):
-        return math.nan, math.nan
-    logits = _logits(network, data.pixels, check, compute)
-    labels = torch.from_numpy(data.targets[check])
-    loss = nn.functional.cross_entropy(logits, labels)
-    return float(loss), float((logits.argmax(1) == labels).float().mean())
-
-
-def _temperature(network: ScratchNet, data: _Data, check: Int64[np.ndarray, " b"], compute: Compute) -> float:
+def _temperature(network: ScratchNet, lesson: _Lesson) -> float:
     """What the logits are divided by, from the kept-back rows."""
-    logits = _logits(network, data.pixels, check, compute)
-    return best_temperature(logits, torch.from_numpy(data.targets[check]))
-
-
-def _calibrated(network: ScratchNet, temperature: float) -> dict[str, Tensor]:
-    """The weights on the CPU, with the temperature divided out of the head."""
-    state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-    state["head.weight"] /= temperature
-    state["head.bias"] /= temperature
-    return state
+    logits = logits_of(network, lesson.pixels, lesson.check, lesson.compute)
+    return best_temperature(logits, torch.from_numpy(lesson.targets[lesson.check]))

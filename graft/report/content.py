@@ -15,7 +15,19 @@ import numpy as np
 from markupsafe import Markup
 
 from graft.judging.position import FAMILIARITY_RANGE, OVERLAP_RANGE
-from graft.report import examples, figures, heatmap, reading, sketches, wording
+from graft.report import (
+    amounts,
+    examples,
+    figures,
+    heatmap,
+    inputs,
+    preview,
+    reading,
+    reject,
+    shrink,
+    sketches,
+    wording,
+)
 from graft.report.examples import Mistake
 from graft.report.reading import Candidate, Run, at, items, mapping, text
 from graft.report.wording import number
@@ -67,13 +79,18 @@ def of(
         **_answer(record, metric, by_id),
         **_candidates(record, metric, choice, rows=rows),
         "versus": _versus(record, by_id),
+        "amounts": amounts.section(record, metric),
+        "inputs": inputs.of(record),
+        "shrink": shrink.of(record),
         **_confusion(record),
         "per_class": _per_class(choice)[:rows],
+        "preview": preview.preview(record.folder),
         "curves": figures.learning_curves(record.candidates, chosen=choice.id if choice else None),
         "mistakes": mistakes,
         "samples": samples,
         "wrong": examples.wrong(record.predictions) if record.predictions is not None else None,
         "position": _position(record),
+        "reject": reject.section(record),
         **_making(record),
     }
 
@@ -150,6 +167,8 @@ def _making(record: Run) -> dict[str, Any]:
         "folds": number(record.settings.get("folds")),
         "seed": number(record.settings.get("seed")),
         "settings": _table({name: value for name, value in record.settings.items() if name != "command"}),
+        "recipe": _table(mapping(record.study, "recipe")),
+        "trained": text(record.study, "training", "in_words"),
         "environment": _table(record.environment),
         "command": record.command,
     }

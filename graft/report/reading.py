@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from graft.errors import RunError
-from graft.report.wording import number
+from graft.report.wording import INPUTS, number
 
 Interval = tuple[float, float]
 ISSUE_ROWS = 50
@@ -59,6 +59,12 @@ class Candidate:
     within_limits: bool
     complete: bool
     curves: tuple[dict[str, Any], ...]
+    input: str | None = None
+
+    @property
+    def input_name(self) -> str:
+        """What the network is shown, in words."""
+        return INPUTS.get(self.input or "", self.input or "")
 
     @property
     def short(self) -> str:
@@ -199,6 +205,7 @@ def _candidate(row: dict[str, Any]) -> Candidate:
         within_limits=row.get("within_limits") is not False,
         complete=row.get("complete") is not False,
         curves=tuple(entry for entry in items(row, "curves") if isinstance(entry, dict)),
+        input=text(mapping(row, "input"), "kind"),
     )
 
 

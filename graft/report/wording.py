@@ -35,6 +35,17 @@ STRATEGIES = {
     "random": "with random weights, frozen",
 }
 
+INPUTS = {
+    "rgb": "colour",
+    "gray": "grey",
+    "edges": "edges alone",
+    "thin": "thin edges alone",
+    "rgb+edges": "colour and edges",
+    "gray+edges": "grey and edges",
+    "rgb+thin": "colour and thin edges",
+    "gray+thin": "grey and thin edges",
+}
+
 HEADLINES = {
     "bbc-cv": "cross-validated and corrected for having picked the winner",
     "cv": "cross-validated, not corrected for having picked the winner",

@@ -17,6 +17,8 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -57,7 +59,7 @@ def create(settings: Settings) -> ASGIApp:
         },
     )
     app.router.redirect_slashes = False
-    return Door(app, keys=settings.keys, limits=settings.limits, meters=meters)
+    return Door(app, keys=settings.keys, limits=settings.limits, meters=meters, full=routes.full)
 
 
 class _Routes:
@@ -67,7 +69,7 @@ class _Routes:
         self._limits, self._meters = settings.limits, meters
         self._models = Models(settings, meters)
         self._neighbours = Neighbours(settings.index, self._models)
-        self._page, self._docs = _page("page.html"), _page("docs.html")
+        self._page, self._docs = _page(_try_page()), _page(_text("docs.html"))
         self._openapi = json.loads(_text("openapi.json"))
         self._openapi["info"]["version"] = VERSION
 
@@ -83,6 +85,8 @@ class _Routes:
             Route("/bundle", self.bundle),
             Route("/predict", self.predict, methods=["POST"]),
             Route("/similar", self.similar, methods=["POST"]),
+            Route("/similar/thumbnail/{place}", self.thumbnail),
+            Route("/samples/{number}", self.sample),
             Route("/v2", self.v2_server),
             Route("/v2/health/live", self.alive),
             Route("/v2/health/ready", self.ready),
@@ -90,6 +94,10 @@ class _Routes:
             Route("/v2/models/{name}/ready", self.v2_model_ready),
             Route("/v2/models/{name}/infer", self.v2_infer, methods=["POST"]),
         ]
+
+    def full(self) -> int | None:
+        """The seconds until one of the models may have room, or None while one has."""
+        return self._models.full()
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -122,6 +130,8 @@ class _Routes:
                 "model": hosted.name,
                 "models": self._models.names,
                 "similar": self._neighbours.model == hosted.name,
+                "samples": self._neighbours.samples,
+                "explains": hosted.explains,
                 "limits": {"files": self._limits.files, "file_bytes": self._limits.file_bytes},
                 "bundle": hosted.bundle.facts,
             }
@@ -133,6 +143,9 @@ class _Routes:
         uploads = await self._uploads(request, hosted)
         answers = await hosted.predict(uploads)
         said = [_said(upload, answer, topk) for upload, answer in zip(uploads, answers, strict=True)]
+        if _flag(request, "explain"):
+            for one, grid in zip(said, await hosted.explain(uploads), strict=True):
+                one["activation"] = {"label": one["label"], "map": _rounded(grid)}
         return JSONResponse({"model": hosted.name, "predictions": said})
 
     async def similar(self, request: Request) -> Response:
@@ -146,6 +159,16 @@ class _Routes:
             {"file": upload.file, "matches": matches} for upload, matches in zip(uploads, found, strict=True)
         ]
         return JSONResponse({"model": hosted.name, "results": said})
+
+    async def thumbnail(self, request: Request) -> Response:
+        """A small picture of an image of the index, by its place there."""
+        data = await asyncio.to_thread(self._neighbours.thumbnail, _place(request, "place"))
+        return Response(data, media_type="image/jpeg")
+
+    async def sample(self, request: Request) -> Response:
+        """One of a few images of the index to try the model with."""
+        data = await asyncio.to_thread(self._neighbours.sample, _place(request, "number"))
+        return Response(data, media_type="image/jpeg")
 
     async def v2_server(self, _: Request) -> Response:
         """Open Inference Protocol: the server."""
@@ -191,23 +214,55 @@ def _topk(request: Request) -> int | None:
     return min(int(given), MOST) if request.url.path == "/similar" else int(given)
 
 
+def _flag(request: Request, name: str) -> bool:
+    given = request.query_params.get(name, "0")
+    if given not in ("0", "1"):
+        raise Refusal(400, f"{name}={given[:20]}: choose 0 or 1.")
+    return given == "1"
+
+
+def _place(request: Request, name: str) -> int:
+    given = request.path_params[name]
+    if not (given.isascii() and given.isdigit() and len(given) <= 9):
+        raise Refusal(404, "Images of the index are named by numbers from 0 up.")
+    return int(given)
+
+
+def _rounded(grid: Float32[np.ndarray, "y x"]) -> list[list[float]]:
+    return [[float(f"{value:.4g}") for value in row] for row in grid.tolist()]
+
+
 def _said(upload: Upload, answer: Prediction, topk: int | None) -> dict[str, Any]:
     shares = answer.top(topk) if topk else answer.probabilities
-    return {
+    said: dict[str, Any] = {
         "file": upload.file,
         "label": answer.label,
         "probability": answer.probability,
         "probabilities": shares,
     }
+    if answer.unknown is not None:
+        said |= {"unknown": answer.unknown, "score": answer.score}
+    if answer.labels_90 is not None:
+        said["labels_90"] = list(answer.labels_90)
+    return said
 
 
 def _text(name: str) -> str:
     return (files("graft.serving") / name).read_text(encoding="utf-8")
 
 
-def _page(name: str) -> ASGIApp:
+def _try_page() -> str:
+    """The page to try a model, in one file: the browser folder's page with the service as its engine."""
+    web = files("graft.deploy") / "web"
+    html, style, script = (
+        (web / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")
+    )
+    scripts = f"<script>\n{script}</script>\n<script>\n{_text('service.js')}</script>"
+    return html.replace("<!--style-->", f"<style>\n{style}</style>").replace("<!--scripts-->", scripts)
+
+
+def _page(html: str) -> ASGIApp:
     """A page that may load nothing, talk to nobody but this service, and run no script but its own."""
-    html = _text(name)
     scripts = [hashlib.sha256(script.encode()).digest() for script in _SCRIPT.findall(html)]
     allowed = " ".join(f"'sha256-{base64.b64encode(script).decode()}'" for script in scripts)
     policy = (

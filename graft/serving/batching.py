@@ -2,7 +2,8 @@
 
 In: one image's pixels at a time, from any number of requests. Out: its row. Whatever waits when the network becomes
 free is its next batch: an image that comes alone is run alone and at once, and under load batches grow by themselves,
-without an artificial delay. Cost: one copy of the pixels.
+without an artificial delay. Several batches may run side by side, each on a thread of its own; what waits is then
+shared between those that are free. Cost: one copy of the pixels.
 
 The number of images that are accepted and not yet answered is bounded; beyond it, `admitted` refuses. Not covered:
 fairness between clients.
@@ -29,17 +30,24 @@ Run = Callable[[np.ndarray], np.ndarray]
 class BatchQueue:
     """The queue in front of one network; belongs to one event loop.
 
-    `run` takes uint8 `[n, h, w, c]` with n from 1 to `most` and gives `[n, k]`; it is called on `runner`, one batch at
-    a time. At most `room` images are admitted at once. `observe` hears the size of every batch.
+    `run` takes uint8 `[n, h, w, c]` with n from 1 to `most` and gives `[n, k]`; it is called on `runner`, at most
+    `abreast` batches at a time. At most `room` images are admitted at once. `observe` hears the size of every batch.
     """
 
     def __init__(
-        self, run: Run, *, runner: Executor, room: int, most: int, observe: Callable[[int], None]
+        self,
+        run: Run,
+        *,
+        runner: Executor,
+        room: int,
+        most: int,
+        observe: Callable[[int], None],
+        abreast: int = 1,
     ) -> None:
         self._run, self._runner, self._observe = run, runner, observe
-        self._room, self._most = room, most
+        self._room, self._most, self._abreast = room, most, abreast
         self._waiting: deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._seconds_per_image = 0.01
         self.admitted_images = 0
 
@@ -62,40 +70,48 @@ class BatchQueue:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[np.ndarray] = loop.create_future()
         self._waiting.append((pixels, future))
-        if self._task is None:
-            self._task = loop.create_task(self._work())
+        if len(self._tasks) < self._abreast:
+            task = loop.create_task(self._work())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return await future
 
+    def busy_seconds(self, count: int = 1) -> int | None:
+        """The seconds until there may be room for `count` images, or None while there is."""
+        if self.admitted_images + count <= self._room:
+            return None
+        return max(1, math.ceil(self.admitted_images * self._seconds_per_image))
+
     def _need(self, count: int) -> None:
-        if self.admitted_images + count > self._room:
-            raise Busy(max(1, math.ceil(self.admitted_images * self._seconds_per_image)))
+        seconds = self.busy_seconds(count)
+        if seconds is not None:
+            raise Busy(seconds)
 
     async def _work(self) -> None:
         """Runs batches until nothing waits."""
         loop = asyncio.get_running_loop()
-        try:
-            # Requests whose pixels are ready in this same turn of the loop join the first batch.
-            await asyncio.sleep(0)
-            while batch := self._next():
-                pixels = np.stack([image for image, _ in batch])
-                self._observe(len(batch))
-                begin = time.monotonic()
-                try:
-                    rows = await loop.run_in_executor(self._runner, self._run, pixels)
-                except Exception as error:  # noqa: BLE001 (each waiting request raises it again)
-                    _fail(batch, error)
-                    continue
-                taken = (time.monotonic() - begin) / len(batch)
-                self._seconds_per_image += 0.1 * (taken - self._seconds_per_image)
-                for (_, future), row in zip(batch, rows, strict=True):
-                    if not future.done():
-                        future.set_result(row)
-        finally:
-            self._task = None
+        # Requests whose pixels are ready in this same turn of the loop join the first batch.
+        await asyncio.sleep(0)
+        while batch := self._next():
+            pixels = np.stack([image for image, _ in batch])
+            self._observe(len(batch))
+            begin = time.monotonic()
+            try:
+                rows = await loop.run_in_executor(self._runner, self._run, pixels)
+            except Exception as error:  # noqa: BLE001 (each waiting request raises it again)
+                _fail(batch, error)
+                continue
+            taken = (time.monotonic() - begin) / len(batch) / self._abreast
+            self._seconds_per_image += 0.1 * (taken - self._seconds_per_image)
+            for (_, future), row in zip(batch, rows, strict=True):
+                if not future.done():
+                    future.set_result(row)
 
     def _next(self) -> list[tuple[np.ndarray, asyncio.Future[np.ndarray]]]:
         batch: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = []
-        while self._waiting and len(batch) < self._most:
+        idle = self._abreast - len(self._tasks) + 1
+        share = min(self._most, math.ceil(len(self._waiting) / idle))
+        while self._waiting and len(batch) < share:
             image, future = self._waiting.popleft()
             if not future.done():
                 batch.append((image, future))

@@ -19,6 +19,7 @@ from jaxtyping import Float32, UInt8
 
 from graft.compute import cpu_threads
 from graft.deploy.bundle import Bundle, Prediction, load
+from graft.errors import BundleError
 from graft.images.headers import UnreadableImage
 from graft.images.preprocess import load as load_pixels
 from graft.serving.batching import BatchQueue
@@ -41,32 +42,52 @@ class Hosted:
     """One opened model, its queue, and the threads that decode for it."""
 
     def __init__(
-        self, name: str, bundle: Bundle, *, decoders: ThreadPoolExecutor, limits: Limits, meters: Meters
+        self,
+        name: str,
+        bundle: Bundle,
+        *,
+        decoders: ThreadPoolExecutor,
+        runner: ThreadPoolExecutor,
+        abreast: int,
+        limits: Limits,
+        meters: Meters,
     ) -> None:
         self.name, self.bundle = name, bundle
         self._decoders, self._limits, self._meters = decoders, limits, meters
-        self._runner = ThreadPoolExecutor(1, thread_name_prefix=f"network-{name}")
         geometry = bundle.preprocess
         self.pixel_shape = (geometry.size, geometry.size, geometry.channels)
         self.queue = BatchQueue(
             self._run,
-            runner=self._runner,
+            runner=runner,
             room=limits.queue,
             most=limits.batch,
             observe=meters.batches(name),
+            abreast=abreast,
         )
         meters.watch_queue(name, self.queue)
-        bundle.run_pixels(np.zeros((1, *self.pixel_shape), np.uint8))
+        self._run(np.zeros((1, *self.pixel_shape), np.uint8))
+        self.explains = _explains(bundle)
 
     async def predict(self, uploads: Sequence[Upload]) -> list[Prediction]:
         """A prediction per image. Raises Busy, UnreadableImage, and Refusal(504) where it takes too long."""
         with self.queue.admitted(len(uploads)):
             return await self._in_time(_all(self._predict_one(upload) for upload in uploads))
 
+    async def explain(self, uploads: Sequence[Upload]) -> list[Float32[np.ndarray, "y x"]]:
+        """For each image what spoke for its answer. Raises BundleError where the model cannot tell, and as `predict`."""
+        loop = asyncio.get_running_loop()
+        with self.queue.admitted(len(uploads)):
+            maps = [
+                loop.run_in_executor(self._decoders, _named, self.bundle.explain, upload)
+                for upload in uploads
+            ]
+            return await self._in_time(_all(maps))
+
     async def probabilities(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
         """A row per image that already has the network's geometry. Raises as `predict` does."""
         with self.queue.admitted(len(pixels)):
-            return np.stack(await self._in_time(_all(self.queue.answer(image) for image in pixels)))
+            rows = np.stack(await self._in_time(_all(self.queue.answer(image) for image in pixels)))
+            return rows[:, : len(self.bundle.labels)]
 
     async def decoded(self, uploads: Sequence[Upload]) -> UInt8[np.ndarray, "n h w c"]:
         """The pixels that the network is to see. Raises UnreadableImage, and Busy where too much waits already."""
@@ -82,20 +103,11 @@ class Hosted:
             ]
             return np.concatenate(await self._in_time(_all(rows)))
 
-    def close(self) -> None:
-        """Ends the network's thread."""
-        self._runner.shutdown()
-
     async def _predict_one(self, upload: Upload) -> Prediction:
         row = await self.queue.answer(await self._pixels(upload))
-        return self._prediction(row)
-
-    def _prediction(self, row: Float32[np.ndarray, " k"]) -> Prediction:
-        order = np.argsort(-row, kind="stable")
-        labels = self.bundle.labels
-        return Prediction(
-            labels[order[0]], float(row[order[0]]), {labels[index]: float(row[index]) for index in order}
-        )
+        classes = len(self.bundle.labels)
+        score = float(row[classes]) if len(row) > classes else None
+        return self.bundle.prediction(row[:classes], score)
 
     async def _pixels(self, upload: Upload) -> UInt8[np.ndarray, "h w c"]:
         loop = asyncio.get_running_loop()
@@ -104,8 +116,10 @@ class Hosted:
     def _load(self, data: bytes) -> UInt8[np.ndarray, "h w c"]:
         return load_pixels(data, self.bundle.preprocess)
 
-    def _run(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
-        return self.bundle.run_pixels(pixels)
+    def _run(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n _"]:
+        """Probabilities and, where the bundle has it, the score of being unknown as a last column."""
+        rows, scores = self.bundle.answer_pixels(pixels)
+        return rows if scores is None else np.column_stack([rows, scores])
 
     async def _in_time(self, work: Awaitable[T]) -> T:
         seconds = self._limits.answer_seconds
@@ -122,14 +136,18 @@ class Models:
     """All models of a service by name; the first one answers where none is named."""
 
     def __init__(self, settings: Settings, meters: Meters) -> None:
-        cores = cpu_threads()
-        self._decoders = ThreadPoolExecutor(cores, thread_name_prefix="decode")
-        threads = max(1, cores // settings.workers)
+        threads = max(1, cpu_threads() // settings.workers)
+        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._runner = ThreadPoolExecutor(threads, thread_name_prefix="network")
+        # A network that runs on one thread starts no threads of its own, which would spin while they wait for work:
+        # so many of its batches side by side answered more images per second than one at a time on all processors.
         self._hosted = {
             name: Hosted(
                 name,
-                load(folder, threads=threads),
+                load(folder, threads=1),
                 decoders=self._decoders,
+                runner=self._runner,
+                abreast=threads,
                 limits=settings.limits,
                 meters=meters,
             )
@@ -150,11 +168,16 @@ class Models:
             raise Refusal(404, f"There is no model {name[:100]!r} here; there is: {known}.")
         return self._hosted[name]
 
+    def full(self) -> int | None:
+        """The seconds until one of the models may have room for an image, or None while one has."""
+        seconds = [hosted.queue.busy_seconds() for hosted in self]
+        waits = [wait for wait in seconds if wait is not None]
+        return min(waits) if len(waits) == len(seconds) else None
+
     def close(self) -> None:
         """Ends all threads, after what they are doing."""
         self._decoders.shutdown()
-        for hosted in self:
-            hosted.close()
+        self._runner.shutdown()
 
     def __iter__(self) -> Iterator[Hosted]:
         return iter(self._hosted.values())
@@ -168,6 +191,14 @@ def _named(work: Callable[[bytes], T], upload: Upload) -> T:
         if upload.file is None:
             raise
         raise UnreadableImage(error.kind, f"{upload.file}: {error.reason}") from error
+
+
+def _explains(bundle: Bundle) -> bool:
+    try:
+        bundle.explain(np.zeros((bundle.preprocess.size, bundle.preprocess.size, 3), np.uint8))
+    except BundleError:
+        return False
+    return True
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:

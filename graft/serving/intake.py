@@ -10,11 +10,13 @@ client that is still sending lives to read the answer, and then the connection i
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,6 +31,7 @@ OPEN_TO_ALL = frozenset(
     {"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
 )
 _COUNTED = frozenset({*OPEN_TO_ALL, "/bundle", "/metrics", "/predict", "/similar", "/v2"})
+_FAMILIES = ("/v2/models", "/similar/thumbnail", "/samples")
 _DRAIN_SECONDS = 1.0
 _DRAIN_BYTES = 16 * MIB
 _HEADERS = {
@@ -42,11 +45,37 @@ _log = logging.getLogger("graft.serving")
 class Door:
     """The outermost ASGI application; `keys` empty lets everybody in."""
 
-    def __init__(self, inside: ASGIApp, *, keys: Sequence[str], limits: Limits, meters: Meters) -> None:
-        self._inside, self._limits, self._meters = inside, limits, meters
+    def __init__(
+        self,
+        inside: ASGIApp,
+        *,
+        keys: Sequence[str],
+        limits: Limits,
+        meters: Meters,
+        full: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """`full`: the seconds until there may be room again, or None while there is."""
+        self._inside, self._limits, self._meters, self._full = inside, limits, meters, full
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
         self._requests = 0
+        self._away: Counter[str] = Counter()
         self.memory = Memory(limits.memory_bytes)
+
+    def busy_seconds(self) -> int | None:
+        """In how many seconds a request with images may find room; None where it may come in now."""
+        return 1 if self._requests >= self._limits.requests else self._full()
+
+    def turned_away(self, route: str) -> None:
+        """A request was refused before it became one; those of a second are counted and logged together."""
+        if not self._away:
+            asyncio.get_running_loop().call_later(1.0, self._note_turned_away)
+        self._away[route] += 1
+
+    def _note_turned_away(self) -> None:
+        for route, count in self._away.items():
+            self._meters.turned_away(route, count)
+            _log.info("turned away", extra={"facts": {"route": route, "status": 503, "requests": count}})
+        self._away.clear()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -74,7 +103,8 @@ class Door:
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length) > self._limits.request_bytes:
             return too_long(self._limits)
-        if scope["method"] == "POST" and self._requests > self._limits.requests:
+        costs = scope["method"] == "POST" or scope["path"].startswith(_FAMILIES)
+        if costs and self._requests > self._limits.requests:
             return Busy(1)
         return None
 
@@ -88,7 +118,9 @@ class Door:
     def _note(self, scope: Scope, visit: _Visit) -> None:
         path = scope["path"]
         known = path in _COUNTED
-        route = path if known else "/v2/models" if path.startswith("/v2/models/") else "other"
+        route = (
+            path if known else next((front for front in _FAMILIES if path.startswith(front + "/")), "other")
+        )
         seconds = time.monotonic() - visit.begin
         self._meters.answered(route, status=visit.status, seconds=seconds)
         self._meters.refresh()
@@ -170,29 +202,24 @@ def too_long(limits: Limits) -> Refusal:
     return Refusal(413, f"The request is larger than the {limits.request_bytes:,} bytes that are taken.")
 
 
-async def body(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
-    """The body's bytes as they come, counted.
+async def pour(request: Request, limits: Limits, take: Callable[[bytes], object]) -> None:
+    """Hand the body's bytes to `take` as they come, counted.
 
     Raises Refusal: 408 where it is not complete in time, 413 for too many bytes, 415 for a compressed body; and Busy
     where too much is held in memory already.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "Compressed bodies are not taken; send the image as it is.")
-    end, count = time.monotonic() + limits.body_seconds, 0
-    chunks = request.stream()
-    while True:
-        try:
-            # One scope per step: a scope must not stay open across a yield.
-            with anyio.fail_after(end - time.monotonic()):
-                chunk = await anext(chunks)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise Refusal(
-                408, f"The request was not complete within {limits.body_seconds:g} s; send it again."
-            ) from None
-        count += len(chunk)
-        if count > limits.request_bytes:
-            raise too_long(limits)
-        request.scope["graft.memory"].take(len(chunk))
-        yield chunk
+    count = 0
+    try:
+        with anyio.fail_after(limits.body_seconds):
+            async for chunk in request.stream():
+                count += len(chunk)
+                if count > limits.request_bytes:
+                    raise too_long(limits)
+                request.scope["graft.memory"].take(len(chunk))
+                take(chunk)
+    except TimeoutError:
+        raise Refusal(
+            408, f"The request was not complete within {limits.body_seconds:g} s; send it again."
+        ) from None

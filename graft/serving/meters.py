@@ -62,6 +62,10 @@ class Meters:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
+    def turned_away(self, route: str, count: int) -> None:
+        """So many requests were refused before they became requests."""
+        self._requests.labels(route, "503").inc(count)
+
     def batches(self, model: str) -> Callable[[int], None]:
         """What hears the size of each of `model`'s batches."""
         return self._batches.labels(model).observe

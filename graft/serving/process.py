@@ -7,7 +7,6 @@ process with its own copy of the models, and a further one watches them and repl
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import os
@@ -18,18 +17,18 @@ import tempfile
 from dataclasses import dataclass
 from types import FrameType
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.supervisors import Multiprocess
 
 from graft.deploy.bundle import load
 from graft.errors import GraftError, SettingsError
 from graft.serving.logs import log_config
 from graft.serving.settings import Settings, is_loopback
+from graft.serving.wire import PatientProtocol
 
-HEADER_SECONDS = 10.0
+# How long a thread may keep the interpreter from the one that speaks HTTP; the default of 5 ms is longer than an answer.
+_SWITCH_SECONDS = 0.0005
 # By this exit code, uvicorn's supervisor knows that a worker would fail again, and stops.
 _CANNOT_START = 3
 _log = logging.getLogger("graft.serving")
@@ -59,6 +58,7 @@ class Service:
     def run(self) -> None:
         """Answers until a signal ends it, and then what was accepted; returns after SIGTERM and Ctrl-C alike."""
         signal.signal(signal.SIGTERM, _leave)
+        sys.setswitchinterval(_SWITCH_SECONDS)
         try:
             if self._app is not None:
                 _server(self._app, self._settings).run([self._socket])
@@ -87,46 +87,12 @@ class Factory:
 
     def __call__(self) -> ASGIApp:
         """The application; where it cannot be, the reason goes to the log and the worker ends for good."""
+        sys.setswitchinterval(_SWITCH_SECONDS)
         try:
             return _created(self.settings)
         except GraftError as error:
             _log.error(str(error))
             sys.exit(_CANNOT_START)
-
-
-class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, with a limit on the time that the header of a request may take.
-
-    Without it, connections that send a header byte by byte, or nothing at all, stay for ever.
-    """
-
-    _header_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """The first header may take its time from here."""
-        super().connection_made(transport)
-        self._wait_for_header()
-
-    def data_received(self, data: bytes) -> None:
-        """A complete header ends the wait, the beginning of the next one starts another."""
-        super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._end_wait()
-        elif self._header_timer is None:
-            self._wait_for_header()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing to wait for."""
-        self._end_wait()
-        super().connection_lost(exc)
-
-    def _wait_for_header(self) -> None:
-        self._header_timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
-
-    def _end_wait(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
 
 
 def _created(settings: Settings) -> ASGIApp:

@@ -84,7 +84,7 @@ def answer(
     request: Any, hosted: Hosted, rows: Float32[np.ndarray, "n k"], *, outputs: Sequence[str]
 ) -> dict[str, Any]:
     """The response to an inference request, with the `outputs` that it asks for."""
-    labels = [hosted.bundle.labels[place] for place in rows.argmax(axis=1)]
+    labels = [hosted.bundle.labels[place] for place in hosted.bundle.decide(rows)]
     values = {PROBABILITIES: (rows.shape, rows.ravel().tolist()), LABEL: ((len(labels),), labels)}
     tensors = [
         {"name": name, "datatype": _TYPES[name], "shape": list(values[name][0]), "data": values[name][1]}

@@ -29,7 +29,7 @@ class Limits:
     request_bytes: int = 64 * MIB
     files: int = 32
     queue: int = 96
-    batch: int = 32
+    batch: int = 8
     requests: int = 512
     memory_bytes: int = 512 * MIB
     body_seconds: float = 30.0

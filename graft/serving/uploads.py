@@ -15,9 +15,9 @@ from typing import Any
 
 from starlette.requests import Request
 
-from graft.serving.forms import files_of
+from graft.serving.forms import Form
 from graft.serving.hosting import Upload
-from graft.serving.intake import body
+from graft.serving.intake import pour
 from graft.serving.refusals import Refusal
 from graft.serving.settings import Limits
 
@@ -33,12 +33,13 @@ async def uploads_of(request: Request, limits: Limits) -> list[Upload]:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        content_type = request.headers["content-type"]
-        uploads = await files_of(content_type, body(request, limits), most=limits.files)
+        form = Form(request.headers["content-type"], most=limits.files)
+        await pour(request, limits, form.take)
+        uploads = form.files()
     elif kind == "application/json":
         uploads = _from_json(await json_of(request, limits), limits)
     else:
-        data = b"".join([chunk async for chunk in body(request, limits)])
+        data = await _whole(request, limits)
         uploads = [Upload(data)] if data else []
     if not uploads:
         raise Refusal(400, f"There is no image in the request; send files, raw bytes, or JSON {JSON_SHAPE}.")
@@ -53,11 +54,17 @@ async def uploads_of(request: Request, limits: Limits) -> list[Upload]:
 
 async def json_of(request: Request, limits: Limits) -> Any:
     """The JSON value of a body. Raises Refusal as `uploads_of` does."""
-    data = b"".join([chunk async for chunk in body(request, limits)])
+    data = await _whole(request, limits)
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
         raise Refusal(400, "The body is not valid JSON.") from None
+
+
+async def _whole(request: Request, limits: Limits) -> bytes:
+    chunks: list[bytes] = []
+    await pour(request, limits, chunks.append)
+    return b"".join(chunks)
 
 
 def _from_json(value: Any, limits: Limits) -> list[Upload]:

@@ -35,13 +35,15 @@ class Match:
 
 
 class Index:
-    """An opened index folder. `names` are relative to `root`; `facts` is the whole of `index.json`."""
+    """An opened index folder. `names` are relative to `root`, `digests` are the hashes of their bytes; `facts` is the
+    whole of `index.json`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         contents = on_disk.read(self.folder)
         self.facts = contents.facts
         self.names = contents.names
+        self.digests = contents.digests
         self.width = int(contents.embeddings.shape[1])
         self._keys = contents.keys
         self._by_key = np.argsort(contents.keys)

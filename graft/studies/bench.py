@@ -4,7 +4,7 @@ In: an `Option`. Out: a `Bench`, and from it a `Tuned` with its curve. Cost: ope
 prefix over the views of all images unless the cache holds them.
 
 One augmentation serves all folds, because the cached views do: which mirrorings keep the class is asked of all
-development images. It is the only thing about a held-out fold that a fold's training knows.
+development images (`graft.studies.symmetry`). It is the only thing about a held-out fold that a fold's training knows.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from graft.studies.beside import activations_of
 from graft.studies.finalists import Option
 from graft.studies.frame import Event, Frame, criterion
 from graft.studies.probe import samples_of
+from graft.studies.symmetry import augmenting, shown
 
 if TYPE_CHECKING:
     from graft.learning.cutting import Cut
@@ -34,12 +35,15 @@ else:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """Everything opened for one option: the cut network, the batches, the frozen features."""
+    """Everything opened for one option: the cut network, the batches, the frozen features.
+
+    `trunk` and `features` are None where the network has random weights, so that nothing is frozen.
+    """
 
     cutting: Cut
     source: Source
-    trunk: TrunkFile
-    features: np.ndarray
+    trunk: TrunkFile | None
+    features: np.ndarray | None
 
 
 def cut_for(frame: Frame, option: Option, trunk: TrunkFile) -> Cut:
@@ -60,29 +64,32 @@ def cut_for(frame: Frame, option: Option, trunk: TrunkFile) -> Cut:
 
 def bench_of(frame: Frame, option: Option) -> Generator[Event, None, Bench]:
     """Open the network, and run its prefix over the views unless the cache holds them."""
-    from graft.images.views import suited
-    from graft.learning.prefix import caching, strengthened
+    from graft.learning.prefix import caching
 
     trunk, activations = activations_of(frame, option.trial)
     cutting = cut_for(frame, option, trunk)
     geometry = option.trial.recipe.geometry
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
-    augmentation = suited(pixels, frame.dataset.targets, frame.rows)
+    features = activations.tap(option.trial.tap_index)
+    augmentation = yield from augmenting(
+        frame, trunk, pixels, features, tap=option.trial.tap_index, wanted=option.settings.augment
+    )
+    shown(frame, pixels, augmentation, title=option.recipe.name)
     work = caching(
         cutting,
         pixels,
         key=content_key(pixels_key(frame.dataset, geometry), trunk.key, option.cut),
-        augmentation=strengthened(augmentation, option.settings.augment),
+        augmentation=augmentation,
         wanted=option.settings.views,
         seed=frame.settings.seed,
         store=frame.store,
         compute=frame.compute,
     )
-    source = yield from _counted(frame, work, f"{option.recipe.name}: views")
-    return Bench(cutting, source, trunk, activations.tap(option.trial.tap_index))
+    source = yield from counted(frame, work, f"{option.recipe.name}: views")
+    return Bench(cutting, source, trunk, features)
 
 
-def _counted(
+def counted(
     frame: Frame, work: Generator[tuple[int, int], None, Source], text: str
 ) -> Generator[Event, None, Source]:
     while True:
@@ -104,6 +111,7 @@ def training(
     kept_in: Path,
     text: str,
 ) -> Generator[Event, None, tuple[Tuned, dict[str, Any]]]:
+    """Train on `rows`; returns what was learned and its curve."""
     from graft.learning.finetune import tune
 
     epochs: list[dict[str, Any]] = []

@@ -47,6 +47,7 @@ def trunk_of_trial(frame: Frame, trial: Trial) -> TrunkFile:
         store=frame.store,
         samples=samples,
         compute=frame.compute,
+        look=trial.recipe.look,
     )
 
 
@@ -95,7 +96,8 @@ def where_the_data_stand(frame: Frame, trials: Sequence[Trial]) -> dict[str, Any
     same = [
         trial
         for trial in trials
-        if trial.recipe.backbone == best.recipe.backbone and trial.recipe.geometry == best.recipe.geometry
+        if trial.recipe.backbone == best.recipe.backbone
+        and (trial.recipe.geometry, trial.recipe.look) == (best.recipe.geometry, best.recipe.look)
     ]
     return _kept(
         frame, "standing.v1", best, lambda: standing(frame, same, *activations_of(frame, best), best)

@@ -1,24 +1,28 @@
 """The recommendation: a pure function of the trials.
 
 Among the complete candidates within the limits, all that are statistically tied with the best (the 95 % interval of the
-paired bootstrap difference touches zero) are equally good as far as these images can tell; the cheapest of them, by
-bytes and then by latency, is the choice. The headline is corrected for having picked a winner (BBC-CV), and never above
+paired bootstrap difference touches zero) and no more than a point behind it (few images tie too much) are equally good
+for all practical purposes; the cheapest of them, by bytes and then by latency, is the choice. The headline is corrected for having picked a winner (BBC-CV), and never above
 what the choice itself scored.
+
+A candidate that the budget let finish some folds only may be chosen, too, but not on credit: it must be better than the
+best complete one, by the whole interval, on the images that both predicted; then all are compared on those images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Float32, Int64
 
 from graft.judging.metrics import METRICS
 from graft.judging.uncertainty import (
     Difference,
     Estimate,
     Headline,
+    bootstrap,
     corrected,
     draw_weights,
     estimate,
@@ -30,6 +34,7 @@ from graft.studies.frame import Trial
 DRAWS = 2_000
 FEWER_DRAWS = 1_000
 MANY_IMAGES = 5_000
+TOLERANCE = 0.01  # what is tied may be so far behind, where the metric counts decisions: of 400 images, four
 WORTH_NAMING = 0.1  # a runner-up may be so much worse than the best, in points of the metric; not more
 NEARLY = 1.001  # as near to the limits as the nearest, give or take the size of a name in the graph
 
@@ -55,11 +60,13 @@ class Limits:
 class Choice:
     """Positions in the list of trials. `differences[i]` says how much better trial i is than the best (mostly negative).
 
-    `scores`, `intervals` and `differences` are None for incomplete trials. `eligible`: what was chosen from, see
+    `rows`: the images that all were compared on; all of them, but where an unfinished trial is the best. `scores`,
+    `intervals` and `differences` belong to them and are None for trials that did not predict them all. `eligible`: what was chosen from, see
     `choose`; `within`: what meets the limits. `smallest` and `fastest` are those near the best (`WORTH_NAMING`). `headline` is the corrected score of the choice, from which `optimism` was
     taken off; `missed` names the limits that nothing meets and by how much, or is empty.
     """
 
+    metric: str
     chosen: int
     best: int
     smallest: int
@@ -72,11 +79,12 @@ class Choice:
     headline: Estimate
     optimism: float
     missed: str
+    rows: Bool[np.ndarray, " m"] = field(compare=False)
 
     def is_tied(self, position: int) -> bool:
-        """Whether this trial might have been chosen and cannot be told apart from the best."""
+        """Whether this trial might have been chosen: it cannot be told apart from the best, nor is it a point behind."""
         difference = self.differences[position]
-        return self.eligible[position] and difference is not None and difference.touches_zero
+        return self.eligible[position] and difference is not None and _is_level(self.metric, difference)
 
     @property
     def tied(self) -> tuple[int, ...]:
@@ -98,24 +106,26 @@ def choose(
     The same arguments give the same choice. Raises ValueError if no trial is complete and has a model.
     """
     everyone = range(len(trials))
-    eligible = _eligible(trials, limits)
-    draws = draw_weights(
-        targets, groups, draws=DRAWS if len(targets) <= MANY_IMAGES else FEWER_DRAWS, seed=seed
-    )
-    complete = [i for i in everyone if trials[i].complete]
-    estimates = {i: estimate(metric, trials[i].probabilities, targets, groups, draws) for i in complete}
-    rows = [trials[i].probabilities for i in eligible]
-    headline = corrected(metric, rows, targets, groups, draws=len(draws), seed=seed)
+    rows = _compared_on(trials, targets, groups, metric=metric, limits=limits, seed=seed)
+    targets, groups = targets[rows], groups[rows]
+    said = [trial.probabilities[rows] for trial in trials]
+    complete = [i for i in everyone if not np.isnan(said[i]).any()]
+    eligible = _eligible(trials, complete, limits)
+    draws = _draws(targets, groups, seed=seed)
+    estimates = {i: estimate(metric, said[i], targets, groups, draws) for i in complete}
+    tables = [said[i] for i in eligible]
+    headline = corrected(metric, tables, targets, groups, draws=len(draws), seed=seed)
     best = eligible[headline.winner]
-    differences = dict(zip(eligible, tied(metric, rows, targets, draws), strict=True))
+    differences = dict(zip(eligible, tied(metric, tables, targets, draws), strict=True))
     for i in set(complete) - set(eligible):
-        differences[i] = paired(metric, trials[i].probabilities, trials[best].probabilities, targets, draws)
-    ties = [i for i in eligible if differences[i].touches_zero]
+        differences[i] = paired(metric, said[i], said[best], targets, draws)
+    ties = [i for i in eligible if _is_level(metric, differences[i])]
     sign = METRICS[metric].sign
     chosen = min(ties, key=lambda i: (_cost(trials[i]), -sign * estimates[i].value, i))
     near = [i for i in eligible if sign * estimates[i].value >= sign * estimates[best].value - WORTH_NAMING]
     within = tuple(limits.excess(trial) <= 1 for trial in trials)
     return Choice(
+        metric=metric,
         chosen=chosen,
         best=best,
         smallest=min(near, key=lambda i: (_cost(trials[i]), i)),
@@ -128,12 +138,64 @@ def choose(
         headline=_headline(metric, headline, moved_by=estimates[chosen].value - estimates[best].value),
         optimism=headline.optimism,
         missed="" if within[chosen] else _missed(trials[chosen], limits),
+        rows=rows,
     )
 
 
-def _eligible(trials: Sequence[Trial], limits: Limits) -> list[int]:
+def _is_level(metric: str, difference: Difference) -> bool:
+    near = not METRICS[metric].from_decisions or difference.estimate >= -TOLERANCE
+    return difference.touches_zero and near
+
+
+def _draws(
+    targets: Int64[np.ndarray, " m"], groups: Int64[np.ndarray, " m"], *, seed: int
+) -> Float32[np.ndarray, "b m"]:
+    return draw_weights(
+        targets, groups, draws=DRAWS if len(targets) <= MANY_IMAGES else FEWER_DRAWS, seed=seed
+    )
+
+
+def _compared_on(
+    trials: Sequence[Trial],
+    targets: Int64[np.ndarray, " m"],
+    groups: Int64[np.ndarray, " m"],
+    *,
+    metric: str,
+    limits: Limits,
+    seed: int,
+) -> Bool[np.ndarray, " m"]:
+    """All images; but those of its finished folds where an unfinished trial is better there than the best complete one."""
+    everything = np.ones(len(targets), bool)
+    complete = [i for i, trial in enumerate(trials) if trial.complete]
+    unfinished = [
+        trial
+        for trial in trials
+        if not trial.complete and limits.excess(trial) <= 1 and trial.recipe.strategy != "random"
+    ]
+    if not unfinished or not complete:
+        return everything
+    sign = METRICS[metric].sign
+    once = np.ones((1, len(targets)), np.float32)
+
+    def score(i: int) -> float:
+        return sign * float(bootstrap(metric, trials[i].probabilities, targets, once)[0])
+
+    best = trials[max(_eligible(trials, complete, limits), key=score)].probabilities
+    found, most = everything, 0.0
+    for trial in unfinished:
+        rows = ~np.isnan(trial.probabilities).any(axis=1)
+        if not rows.any():
+            continue
+        draws = _draws(targets[rows], groups[rows], seed=seed)
+        ahead = paired(metric, trial.probabilities[rows], best[rows], targets[rows], draws)
+        if ahead.low > 0 and ahead.estimate > most:
+            found, most = rows, ahead.estimate
+    return found
+
+
+def _eligible(trials: Sequence[Trial], complete: Sequence[int], limits: Limits) -> list[int]:
     """The trials that may be chosen: complete, with a model, within the limits (or else those nearest to them)."""
-    usable = [i for i, trial in enumerate(trials) if trial.complete and np.isfinite(limits.excess(trial))]
+    usable = [i for i in complete if np.isfinite(limits.excess(trials[i]))]
     if not usable:
         raise ValueError("there is no complete trial with a model to choose from")
     # Untrained features are a yardstick; they are handed over only where there is nothing else.

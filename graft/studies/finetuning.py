@@ -1,15 +1,19 @@
-"""Rung 3: the finalists fine-tuned, on the same folds.
+"""Rung 2: the finalists fine-tuned, on the same folds.
 
-In: the frozen trials and what is left of the budget. Out: a trial per finalist and depth that was tried, and the rows of
-the plan: what was predicted, what it took. Successive halving: all that the budget pays are tried on the first fold;
-those that are not clearly worse go through the others, the best first. Every finished (recipe, fold) is in the journal,
-every finished epoch in a checkpoint, so a kill costs at most one epoch.
+In: the frozen trials and a share of the budget. Out: a trial per finalist and depth that was tried, and the rows of the
+plan: what was predicted, what it took. Successive halving: all that the budget pays are tried on the first fold; those
+that are not clearly worse go through the others, the best first. Every finished (recipe, fold) is in the journal, every
+finished epoch in a checkpoint, so a kill costs at most one epoch.
+
+What is tried is a function of the images, the networks and the budget; how long it takes is then predicted from a few
+steps on this machine. Only where the clock runs out before the plan does, the study depends on it, and says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,26 +21,13 @@ import numpy as np
 from graft.backbones.catalogue import find
 from graft.backbones.weights import shelf
 from graft.errors import BackboneError
-from graft.images.pixels import open_pixels
 from graft.judging.uncertainty import draw_weights, paired
 from graft.studies.bench import Bench, bench_of, cut_for, training
 from graft.studies.beside import activations_of
-from graft.studies.finalists import (
-    DRAWS,
-    PLAN,
-    REFIT,
-    Forecast,
-    Option,
-    TuningPlan,
-    affordable,
-    calibrated,
-    finalists,
-    hopeless,
-    options_of,
-    told,
-)
+from graft.studies.finalists import DRAWS, PLAN, Cost, Option, TuningPlan, finalists, options_of, planned
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.journal import TRIALS
+from graft.studies.timing import timed
 
 if TYPE_CHECKING:
     from graft.learning.finetune import Tuned
@@ -44,155 +35,191 @@ else:
     Tuned = Any
 
 SURVIVORS = "tuning_survivors"
-RESERVE = 0.08  # of what is left, for choosing and packing
-SLACK = 1.1  # how much longer than predicted is not yet too long
+# With a cosine the gains come late: a higher rate is behind the ridge head for more epochs than a patience of 4 allows.
+UNTIL_THE_END = 1_000
+
+
+@dataclass(slots=True)
+class Tuning:
+    """The rung at work: `trials` by recipe, `rows` of the plan, and the network that was used last."""
+
+    frame: Frame
+    plan: TuningPlan
+    until: float
+    rows: list[dict[str, Any]]
+    trials: dict[str, Trial] = field(default_factory=dict)
+    bench: tuple[str, Bench] | None = None
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the rung's share of the budget."""
+        frame = self.frame
+        return min(self.until - frame.journal.elapsed_seconds(), frame.remaining_seconds())
 
 
 def finetuning(
-    frame: Frame, trials: Sequence[Trial], rows: list[dict[str, Any]]
-) -> Generator[Event, None, list[Trial]]:
-    """The trials of everything that was tuned; `rows` is filled with the plan, predicted and real."""
-    plan = yield from _planned(frame, trials)
-    rows += plan.rows
-    results: dict[str, Trial] = {}
-    benches: dict[str, Bench] = {}
-    for option in plan.options:
-        yield from _folds(frame, option, benches, range(1), rows)
-        results[option.recipe.key] = _trial(frame, option)
-    for option in _survivors(frame, plan.options, results):
-        yield from _folds(frame, option, benches, range(1, frame.folds.count), rows)
-        results[option.recipe.key] = _trial(frame, option)
+    frame: Frame, trials: list[Trial], rows: list[dict[str, Any]], *, seconds: float, reserve: float
+) -> Generator[Event, None, None]:
+    """Add a trial to `trials` for everything that was tuned, and to `rows` the plan, predicted and real.
+
+    `seconds`: what the plan may take by the count of layers; `reserve`: of the budget, for what comes after the rung.
+    """
+    plan = _planned(frame, trials, seconds)
+    until = frame.settings.budget_seconds - reserve
+    work = Tuning(frame, plan, until, rows)
+    rows += _rows(frame, plan)
+    yield from _forecast(work)
+    with ExitStack() as at_end:
+        at_end.callback(lambda: trials.extend(work.trials.values()))
+        for option in plan.options:
+            yield from _folds(work, option, range(1))
+        for option in _survivors(work):
+            yield from _folds(work, option, range(1, plan.folds))
     for row in rows:
-        if row["real_seconds"]:
+        if row["folds_done"]:
             yield Event(
                 "notice",
-                f"{row['id']}: {row['folds_done']} folds in {row['real_seconds']:.0f} s, predicted "
-                f"{row['folds_done'] * row['fold_seconds'] + row['cache_seconds']:.0f} s.",
+                f"{row['id']}: {_count(row['folds_done'])} in {row['real_seconds']:.0f} s, predicted "
+                f"{row['predicted_seconds']:.0f} s.",
             )
-    return [trial for trial in results.values() if np.isfinite(trial.probabilities).any()]
 
 
-def _planned(frame: Frame, trials: Sequence[Trial]) -> Generator[Event, None, TuningPlan]:
+def _count(folds: int) -> str:
+    return f"{folds} fold{'' if folds == 1 else 's'}"
+
+
+def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPlan:
     """The journalled plan, or a new one."""
-    from graft.learning.finetune import TuneSettings
+    from graft.learning.tune_settings import TuneSettings
 
-    entries = {t.recipe.backbone: find(t.recipe.backbone, shelf(frame.folder)) for t in trials if _frozen(t)}
-    chosen = finalists(frame, trials, entries)
-    by_key = {trial.recipe.key: trial for trial in trials}
+    frozen = {trial.recipe.key: trial for trial in trials if trial.recipe.strategy == "frozen"}
     known = frame.journal.find(PLAN, {})
-    if known is not None:
-        options = [
-            Option(
-                by_key[row["frozen"]],
-                row["cut"],
-                TuneSettings(**row["settings"]),
-                Forecast(**row["forecast"]),
-            )
-            for row in known["tried"]
-            if row["frozen"] in by_key
-        ]
-        return TuningPlan(options, [dict(row) for row in known["rows"]])
-    seconds = (1 - RESERVE) * frame.remaining_seconds()
-    found = [(trial, activations_of(frame, trial)) for trial in chosen]
-    measured: list[Option] = []
-    slow: set[int] = set()
-    rows: list[dict[str, Any]] = []
-    for option in options_of([(trial, trunk) for trial, (trunk, _) in found], TuneSettings()):
-        entry = entries[option.trial.recipe.backbone]
-        if id(option.trial) in slow or hopeless(frame, option, entry, seconds):
-            rows.append(_row(frame, option, "too long for what is left of the budget"))
-            continue
-        yield Event("progress", f"timing {option.recipe.name}", remaining_seconds=frame.remaining_seconds())
-        trunk, activations = next(pair for trial, pair in found if trial is option.trial)
-        cutting = cut_for(frame, option, trunk)
-        features = activations.tap(option.trial.tap_index).shape[1]
-        pixels = open_pixels(frame.dataset, option.trial.recipe.geometry, store=frame.store)
-        measured.append(replace(option, forecast=calibrated(frame, option, cutting, pixels, features)))
-        if not affordable(frame, measured[-1:], (1 - RESERVE) * frame.remaining_seconds()):
-            slow.add(id(option.trial))  # what is cut lower takes longer still
-    tried = affordable(frame, measured, (1 - RESERVE) * frame.remaining_seconds())
-    names = {option.recipe.name for option in tried}
-    rows += [
-        _row(frame, o, "too long for what is left of the budget")
-        for o in measured
-        if o.recipe.name not in names
-    ]
-    plan = TuningPlan(tried, [*(_row(frame, option, "tried") for option in tried), *rows])
-    yield from told(frame, plan)
-    for row in rows:
-        yield Event("notice", f"{row['id']} is not tried: {row['decision']}.")
-    facts = [
-        {
-            "frozen": option.trial.recipe.key,
-            "cut": option.cut,
-            "settings": asdict(option.settings),
-            "forecast": asdict(option.forecast) if option.forecast else None,
-            "recipe": option.recipe.key,
+    if known is None:
+        entries = {
+            trial.recipe.backbone: find(trial.recipe.backbone, shelf(frame.folder))
+            for trial in frozen.values()
         }
-        for option in tried
-    ]
-    frame.journal.append(PLAN, {"tried": facts, "rows": plan.rows})
-    return plan
+        found = [
+            (trial, activations_of(frame, trial)[0])
+            for trial in finalists(frame, list(frozen.values()), entries)
+        ]
+        options = options_of(found, TuneSettings(patience=UNTIL_THE_END), compute=frame.compute)
+        plan = planned(options, images=len(frame.rows), folds=frame.folds.count, seconds=seconds)
+        facts = {
+            name: [
+                {
+                    "frozen": option.trial.recipe.key,
+                    "cut": option.cut,
+                    "settings": asdict(option.settings),
+                    "cost": asdict(option.cost),
+                }
+                for option in listed
+            ]
+            for name, listed in (("tried", plan.options), ("left", plan.left))
+        }
+        known = frame.journal.append(PLAN, {**facts, "folds": plan.folds})
+
+    def back(rows: Sequence[dict[str, Any]]) -> tuple[Option, ...]:
+        return tuple(
+            Option(frozen[row["frozen"]], row["cut"], TuneSettings(**row["settings"]), Cost(**row["cost"]))
+            for row in rows
+            if row["frozen"] in frozen
+        )
+
+    return TuningPlan(back(known["tried"]), int(known["folds"]), back(known["left"]))
 
 
-def _frozen(trial: Trial) -> bool:
-    return trial.recipe.strategy == "frozen"
+def _rows(frame: Frame, plan: TuningPlan) -> list[dict[str, Any]]:
+    """The lines of `plan` in `study.json`, before anything was run."""
+
+    def row(option: Option, decision: str) -> dict[str, Any]:
+        return {
+            "id": option.recipe.name,
+            "cut": option.cut,
+            "decision": decision,
+            "epochs": option.settings.epochs,
+            "views": option.settings.views,
+            "batch_norm": option.settings.batch_norm,
+            "fold_seconds": None,
+            "cache_seconds": None,
+            "predicted_seconds": 0.0,
+            "folds_done": 0,
+            "real_seconds": 0.0,
+        }
+
+    reason = "the budget does not pay it" if plan.options else "the budget pays no fine-tuning"
+    return [*(row(o, "tried") for o in plan.options), *(row(o, reason) for o in plan.left)]
 
 
-def _row(frame: Frame, option: Option, decision: str) -> dict[str, Any]:
-    """One line of `plan` in `study.json`."""
+def _forecast(work: Tuning) -> Generator[Event, None, None]:
+    """The plan in words, with the seconds that a few steps on this machine predict."""
+    frame = work.frame
     learned, held_out = len(frame.learned_from(0)), len(frame.held_out(0))
-    timed = option.forecast is not None
-    return {
-        "id": option.recipe.name,
-        "cut": option.cut,
-        "decision": decision,
-        "epochs": option.settings.epochs,
-        "views": option.settings.views,
-        "images_per_second": round(1 / option.forecast.training, 1) if option.forecast else None,
-        "fold_seconds": round(option.fold_seconds(learned, held_out), 2) if timed else None,
-        "cache_seconds": round(option.cache_seconds(len(frame.dataset)), 2) if timed else None,
-        "folds_done": 0,
-        "real_seconds": 0.0,
-    }
-
-
-def _spent(rows: list[dict[str, Any]], option: Option, seconds: float, *, folds: int) -> None:
-    for row in rows:
-        if row["id"] == option.recipe.name:
-            row["real_seconds"] = round(row["real_seconds"] + seconds, 2)
-            row["folds_done"] += folds
-
-
-def _folds(
-    frame: Frame, option: Option, benches: dict[str, Bench], folds: range, rows: list[dict[str, Any]]
-) -> Generator[Event, None, None]:
-    """Measure the folds that the journal lacks, as long as the budget pays them and a last fit."""
-    learned, held_out = len(frame.learned_from(0)), len(frame.held_out(0))
-    predicted = option.fold_seconds(learned, held_out)
-    for fold in folds:
-        known = frame.journal.fold(option.recipe.key, fold)
+    for option in work.plan.options:
+        row = _row(work, option)
+        known = frame.journal.find("tuning_forecast", {"recipe": option.recipe.key})
         if known is None:
-            last = predicted * REFIT if fold else 0.0
-            if frame.remaining_seconds() < (predicted + last) / SLACK:
-                yield Event("notice", f"{option.recipe.name}: the budget ended after {fold} folds.")
-                return
-            if option.recipe.key not in benches:
+            text = f"timing {option.recipe.name}"
+            yield Event("progress", text, remaining_seconds=frame.remaining_seconds())
+            trunk = activations_of(frame, option.trial)[0]
+            cost = timed(frame, option, cut_for(frame, option, trunk))
+            known = frame.journal.append(
+                "tuning_forecast",
+                {
+                    "recipe": option.recipe.key,
+                    "fold_seconds": round(option.fold_seconds(learned, held_out, cost), 2),
+                    "cache_seconds": round(option.cache_seconds(len(frame.dataset), cost), 2),
+                },
+            )
+        row["fold_seconds"], row["cache_seconds"] = known["fold_seconds"], known["cache_seconds"]
+        views = f" over {option.settings.views} kept views of each image" if option.settings.views else ""
+        yield Event(
+            "notice",
+            f"Plan: {option.recipe.name}, {option.settings.epochs} epochs{views}; predicted "
+            f"{row['cache_seconds']:.0f} s and {row['fold_seconds']:.0f} s per fold.",
+        )
+    if not work.plan.options:
+        yield Event("notice", "The budget pays no fine-tuning; a longer --budget does.")
+    elif work.plan.folds < frame.folds.count:
+        yield Event(
+            "notice",
+            f"The budget pays fine-tuning on {work.plan.folds} of {frame.folds.count} folds; it is chosen only where it "
+            "is clearly better there.",
+        )
+
+
+def _row(work: Tuning, option: Option) -> dict[str, Any]:
+    return next(row for row in work.rows if row["id"] == option.recipe.name)
+
+
+def _folds(work: Tuning, option: Option, folds: range) -> Generator[Event, None, None]:
+    """Measure the folds that the journal lacks, as long as the clock allows, and put the trial together."""
+    frame, key, row = work.frame, option.recipe.key, _row(work, option)
+    for fold in folds:
+        known = frame.journal.fold(key, fold)
+        if known is None:
+            if work.seconds_left < row["fold_seconds"] / 2:
+                yield Event("notice", f"{option.recipe.name}: the time was over after {_count(fold)}.")
+                break
+            if work.bench is None or work.bench[0] != key:
                 begun = frame.journal.elapsed_seconds()
-                benches[option.recipe.key] = yield from bench_of(frame, option)
-                _spent(rows, option, frame.journal.elapsed_seconds() - begun, folds=0)
-            known = yield from _fold(frame, option, benches[option.recipe.key], fold, reserve=last)
-        predicted = max(predicted, float(known[0]["seconds"])) if fold else predicted
-        _spent(rows, option, float(known[0]["seconds"]), folds=1)
+                work.bench = key, (yield from bench_of(frame, option))
+                row["real_seconds"] += round(frame.journal.elapsed_seconds() - begun, 2)
+                row["predicted_seconds"] += row["cache_seconds"]
+            known = yield from _fold(work, option, work.bench[1], fold)
+        row["folds_done"] += 1
+        row["predicted_seconds"] = round(row["predicted_seconds"] + row["fold_seconds"], 2)
+        row["real_seconds"] = round(row["real_seconds"] + float(known[0]["seconds"]), 2)
+        work.trials[key] = _trial(frame, option)
 
 
 def _fold(
-    frame: Frame, option: Option, bench: Bench, fold: int, *, reserve: float
+    work: Tuning, option: Option, bench: Bench, fold: int
 ) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
     from graft.learning.finetune import predict
 
+    frame, recipe = work.frame, option.recipe
     begun = frame.journal.elapsed_seconds()
-    recipe = option.recipe
     kept_in = frame.settings.out / TRIALS / f"{recipe.key[:16]}-{fold}.tune.safetensors"
     tuned, curve = yield from training(
         frame,
@@ -200,7 +227,7 @@ def _fold(
         bench,
         rows=frame.learned_from(fold),
         seed=fold,
-        deadline_seconds=max(1.0, frame.remaining_seconds() - reserve),
+        deadline_seconds=max(1.0, work.seconds_left),
         kept_in=kept_in,
         text=f"{recipe.name}, fold {fold + 1} of {frame.folds.count}",
     )
@@ -241,44 +268,45 @@ def _trial(frame: Frame, option: Option) -> Trial:
     )
 
 
-def _survivors(frame: Frame, options: Sequence[Option], results: dict[str, Trial]) -> list[Option]:
+def _survivors(work: Tuning) -> list[Option]:
     """Those not clearly worse on the first fold than the best tuned one or their own frozen trial, best first."""
+    frame = work.frame
+    by_key = {o.recipe.key: o for o in work.plan.options if o.recipe.key in work.trials}
     known = frame.journal.find(SURVIVORS, {})
-    tried = [o for o in options if frame.journal.fold(o.recipe.key, 0) is not None]
     if known is None:
-        rows = np.flatnonzero(frame.folds.assignment[frame.rows] == 0)
-        targets, groups = frame.targets[rows], frame.dataset.groups[frame.rows][rows]
-        score = criterion(frame.settings.metric)
-        loss = criterion("log_loss")
-
-        def rank(option: Option) -> tuple[float, float]:
-            rest = results[option.recipe.key].probabilities[rows]
-            return -score(rest, targets), -loss(rest, targets)
-
-        ordered = sorted(tried, key=rank)
-        draws = draw_weights(targets, groups, draws=DRAWS, seed=frame.settings.seed)
-
-        def behind(one: np.ndarray, other: np.ndarray) -> bool:
-            return paired(frame.settings.metric, one[rows], other[rows], targets, draws).high < 0
-
-        kept = [
-            option.recipe.key
-            for option in ordered
-            if not behind(results[option.recipe.key].probabilities, option.trial.probabilities)
-            and not behind(
-                results[option.recipe.key].probabilities, results[ordered[0].recipe.key].probabilities
-            )
-        ]
-        known = frame.journal.append(SURVIVORS, {"recipes": kept})
-    by_key = {option.recipe.key: option for option in tried}
+        known = frame.journal.append(SURVIVORS, {"recipes": _not_worse(work, list(by_key.values()))})
     return [by_key[key] for key in known["recipes"] if key in by_key]
+
+
+def _not_worse(work: Tuning, tried: Sequence[Option]) -> list[str]:
+    frame = work.frame
+    rows = np.flatnonzero(frame.folds.assignment[frame.rows] == 0)
+    targets, groups = frame.targets[rows], frame.dataset.groups[frame.rows][rows]
+    draws = draw_weights(targets, groups, draws=DRAWS, seed=frame.settings.seed)
+    score, loss = criterion(frame.settings.metric), criterion("log_loss")
+    said = {option.recipe.key: work.trials[option.recipe.key].probabilities[rows] for option in tried}
+
+    def rank(option: Option) -> tuple[float, float]:
+        own = said[option.recipe.key]
+        return -score(own, targets), -loss(own, targets)
+
+    def behind(one: np.ndarray, other: np.ndarray) -> bool:
+        return paired(frame.settings.metric, one, other, targets, draws).high < 0
+
+    ordered = sorted(tried, key=rank)
+    return [
+        option.recipe.key
+        for option in ordered
+        if not behind(said[option.recipe.key], option.trial.probabilities[rows])
+        and not behind(said[option.recipe.key], said[ordered[0].recipe.key])
+    ]
 
 
 def refitting_tuned(
     frame: Frame, trial: Trial, trials: Sequence[Trial]
 ) -> Generator[Event, None, tuple[Bench, Tuned]]:
     """Tune on every development image, for as many epochs of the plan as were best on the folds (their median)."""
-    plan = yield from _planned(frame, trials)
+    plan = _planned(frame, trials, 0.0)
     option = next((one for one in plan.options if one.recipe.key == trial.recipe.key), None)
     if option is None:
         raise BackboneError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,24 +17,37 @@ from graft.backbones.activations import extracted
 from graft.backbones.graph import tap_output
 from graft.backbones.trunks import TrunkFile, reopened, torch_rows
 from graft.deploy.assemble import assembled
-from graft.deploy.pack import Check, pack
+from graft.deploy.pack import NOTHING_KNOWN, Check, Knowing, pack
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
 from graft.learning import ridge
 from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.knowing import knowing
 from graft.studies.probe import check_rows
 
+if TYPE_CHECKING:
+    from graft.backbones.opening import Opened
+    from graft.learning.finetune import Tuned
+    from graft.studies.bench import Bench
+else:
+    Bench = Opened = Tuned = Any
+
+Answers = Callable[[Int64[np.ndarray, " m"]], Float32[np.ndarray, "m k"]]
 TEST = -1  # the "fold" under which the journal keeps the predictions of the locked test
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """The final model: its graph, what torch says of pixels, and the geometry both want."""
+    """The final model: its graph, what torch says of pixels, and the geometry both want.
+
+    `embeddings` of rows of the dataset: where the cache holds what a network says that never saw the images.
+    """
 
     model: bytes
     geometry: Preprocess
     torch_probabilities: Callable[[np.ndarray], Float32[np.ndarray, "m k"]]
     probabilities: Callable[[Int64[np.ndarray, " m"]], Float32[np.ndarray, "m k"]]
+    embeddings: Callable[[Int64[np.ndarray, " m"]], Float32[np.ndarray, "m d"]] | None = None
 
 
 def fitting_frozen(frame: Frame, trial: Trial, trunk: TrunkFile) -> Generator[Event, None, Fitted]:
@@ -80,6 +93,7 @@ def fitting_frozen(frame: Frame, trial: Trial, trunk: TrunkFile) -> Generator[Ev
         trunk.geometry,
         torch_probabilities,
         lambda rows: head.probabilities(features[rows]),
+        lambda rows: ridge.unit(features[rows]),
     )
 
 
@@ -109,35 +123,52 @@ def fitting_scratch(frame: Frame, trial: Trial, design: Any, settings: Any) -> G
 
 def fitting_tuned(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Fitted]:
     """The chosen network tuned once more, on all development images, and exported with its new weights."""
-    import torch
-
-    from graft.backbones.export import export
-    from graft.learning.finetune import predict
     from graft.studies.finetuning import refitting_tuned
 
     bench, tuned = yield from refitting_tuned(frame, trial, trials)
+    assert bench.trunk is not None
     opened = reopened(bench.trunk, folder=frame.folder, reach=frame.reach)
-    opened.trunk.network.load_state_dict(tuned.state, strict=False)
-    model = assembled(
-        onnx.load_from_string(export(opened, size=trial.recipe.geometry.size)),
-        tap_output(trial.tap_index),
-        weight=tuned.weight,
-        bias=tuned.bias,
-        unit_length=True,
-    )
-    head = ridge.RidgeHead(tuned.weight, tuned.bias, 0.0, 0.0, 1.0)
+    asked = tuned_answers(frame, bench, tuned)
+    return fitted_of(opened, tuned, geometry=trial.recipe.geometry, tap=trial.tap_index, probabilities=asked)
 
-    def torch_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
-        with torch.inference_mode():
-            rows = opened.trunk(torch.from_numpy(images))[trial.tap_index].numpy()
-        return head.probabilities(rows)
+
+def tuned_answers(frame: Frame, bench: Bench, tuned: Tuned) -> Answers:
+    """What a tuned network says of rows of the dataset."""
+    from graft.learning.finetune import predict
 
     def probabilities(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m k"]:
         return predict(
             bench.cutting, bench.source, tuned, rows, features=bench.features, compute=frame.compute
         )
 
-    return Fitted(model.SerializeToString(), trial.recipe.geometry, torch_probabilities, probabilities)
+    return probabilities
+
+
+def fitted_of(
+    opened: Opened, tuned: Tuned, *, geometry: Preprocess, tap: int, probabilities: Answers
+) -> Fitted:
+    """A tuned network exported with its new weights, which are put into `opened`, and cut at the tap number `tap`."""
+    import torch
+
+    from graft.backbones.export import export
+
+    opened.trunk.network.load_state_dict(tuned.state, strict=False)
+    head = tuned.head
+    model = assembled(
+        onnx.load_from_string(export(opened, size=geometry.size)),
+        tap_output(tap),
+        weight=head.weight,
+        bias=head.bias,
+        unit_length=head.unit_length,
+        hidden=head.hidden,
+    )
+
+    def torch_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
+        with torch.inference_mode():
+            rows = opened.trunk(torch.from_numpy(images))[tap].numpy()
+        return head.probabilities(rows)
+
+    return Fitted(model.SerializeToString(), geometry, torch_probabilities, probabilities)
 
 
 def test_probabilities(frame: Frame, trial: Trial, fitted: Fitted) -> Float32[np.ndarray, "t k"] | None:
@@ -152,8 +183,10 @@ def test_probabilities(frame: Frame, trial: Trial, fitted: Fitted) -> Float32[np
     return rows
 
 
-def packing(frame: Frame, folder: Path, fitted: Fitted, about: dict[str, Any]) -> dict[str, Any]:
-    """Write `model.graft/`, verified on real images of the development part."""
+def packing(
+    frame: Frame, folder: Path, fitted: Fitted, about: dict[str, Any], *, trial: Trial | None = None
+) -> dict[str, Any]:
+    """Write `model.graft/`, verified on real images of the development part; `trial` tells what it does not know."""
     pixels = np.array(open_pixels(frame.dataset, fitted.geometry, store=frame.store)[check_rows(frame)])
     return pack(
         folder,
@@ -162,4 +195,11 @@ def packing(frame: Frame, folder: Path, fitted: Fitted, about: dict[str, Any]) -
         preprocess=fitted.geometry,
         about=about,
         check=Check(pixels, fitted.torch_probabilities(pixels)),
+        knowing=NOTHING_KNOWN if trial is None else _known(frame, trial, fitted),
+    )
+
+
+def _known(frame: Frame, trial: Trial, fitted: Fitted) -> Knowing:
+    return knowing(
+        frame, trial, model=fitted.model, geometry=fitted.geometry, features=fitted.embeddings
     )

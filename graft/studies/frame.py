@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from threading import Event as Flag
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """The same images, folds and budget for every trial."""
+    """The same images, folds and budget for every trial. Once `halt` is set, the budget has ended."""
 
     settings: Settings
     dataset: Dataset
@@ -45,6 +46,7 @@ class Frame:
     folder: WeightsFolder | None
     reach: Reach
     journal: Journal
+    halt: Flag = field(default_factory=Flag)
 
     @property
     def rows(self) -> Int64[np.ndarray, " m"]:
@@ -77,7 +79,8 @@ class Frame:
 
     def remaining_seconds(self) -> float:
         """What is left of the budget."""
-        return self.settings.budget_seconds - self.journal.elapsed_seconds()
+        left = self.settings.budget_seconds - self.journal.elapsed_seconds()
+        return min(left, 0.0) if self.halt.is_set() else left
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,6 +25,7 @@ OURS = (
     "study.json",
     "predictions.parquet",
     "report.html",
+    "preview.jpg",
     "model.graft",
     TRIALS,
     ".lock",
@@ -47,11 +48,14 @@ def refuse_place(settings: Settings) -> None:
             raise RunError(f"{out} holds other files ({foreign[0]}) and no study; choose another --out.")
 
 
-def claim(settings: Settings, dataset: Dataset, folder: WeightsFolder | None) -> None:
-    """Continue the same study, or begin a new one where nothing of another is lost."""
+def claim(settings: Settings, dataset: Dataset, folder: WeightsFolder | None, *, recipe: str = "") -> None:
+    """Continue the same study, or begin a new one where nothing of another is lost.
+
+    `recipe`: the page of the one recipe that is trained, or empty.
+    """
     try:
         written = json.loads((settings.out / results.RUN).read_text(encoding="utf-8"))
-        same = written.get("identity") == _identity(settings, dataset, folder)
+        same = written.get("identity") == _identity(settings, dataset, folder, recipe)
     except FileNotFoundError:
         return
     except ValueError:
@@ -83,13 +87,13 @@ def sweep(out: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def write_run(frame: Frame, command: str) -> None:
+def write_run(frame: Frame, command: str, *, recipe: str = "") -> None:
     results.write_json(
         frame.settings.out / results.RUN,
         {
             "format": results.FORMAT,
             "graft": results.VERSION,
-            "identity": _identity(frame.settings, frame.dataset, frame.folder),
+            "identity": _identity(frame.settings, frame.dataset, frame.folder, recipe),
             "root": str(frame.dataset.root.resolve()),
             "settings": results.settings_facts(frame, command),
             "environment": results.environment(),
@@ -99,7 +103,7 @@ def write_run(frame: Frame, command: str) -> None:
     )
 
 
-def _identity(settings: Settings, dataset: Dataset, folder: WeightsFolder | None) -> str:
+def _identity(settings: Settings, dataset: Dataset, folder: WeightsFolder | None, recipe: str) -> str:
     """What makes it the same study: everything but the budget and the place."""
     held = sorted(file.sha256 for file in folder.files) if folder else []
     return content_key(
@@ -109,4 +113,5 @@ def _identity(settings: Settings, dataset: Dataset, folder: WeightsFolder | None
         held,
         [settings.folds, settings.metric, settings.max_bytes, settings.max_latency_ms],
         [settings.only, settings.fit, settings.groups, settings.device, settings.seed],
+        *([recipe] if recipe else []),
     )

@@ -21,6 +21,7 @@ from graft.backbones.activations import Activations, extracting
 from graft.backbones.ahead import Ahead
 from graft.backbones.catalogue import Entry
 from graft.backbones.graph import parameters, tap_output
+from graft.backbones.inputs import Look
 from graft.backbones.trunks import CHECK_IMAGES, UNTRAINED, TapRow, TrunkFile, trunk_of
 from graft.compute import cpu_name
 from graft.deploy.assemble import assembled
@@ -54,6 +55,7 @@ def probing(
     ahead: Ahead,
     samples: UInt8[np.ndarray, "m h w c"],
     suffix: str = "",
+    look: Look = "plain",
 ) -> Generator[Event, None, Probed]:
     """Measure all taps of one backbone. The images must have been decoded for `geometry`; `samples`: see `trunk_of`."""
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
@@ -61,7 +63,7 @@ def probing(
     yield opening
     if frame.compute.device == "cpu":
         import openvino  # noqa: F401 (0.2 s, while the second process still works)
-    for _ in ahead.waiting(entry, geometry):
+    for _ in ahead.waiting(entry, geometry, look=look):
         yield replace(opening, remaining_seconds=frame.remaining_seconds())
     trunk = trunk_of(
         entry,
@@ -71,6 +73,7 @@ def probing(
         store=frame.store,
         samples=samples,
         compute=frame.compute,
+        look=look,
     )
     return (yield from heads_on_taps(frame, trunk, pixels, suffix=suffix))
 
@@ -79,7 +82,7 @@ def heads_on_taps(
     frame: Frame, trunk: TrunkFile, pixels: np.ndarray, *, suffix: str = ""
 ) -> Generator[Event, None, Probed]:
     """The taps of an opened trunk as trials."""
-    activations = yield from _activations(frame, trunk, pixels)
+    activations = yield from activating(frame, trunk, pixels)
     trials = []
     for tap in trunk.taps:
         recipe = recipe_of(trunk, tap, suffix=suffix)
@@ -117,10 +120,12 @@ def recipe_of(trunk: TrunkFile, tap: TapRow, *, suffix: str = "") -> Recipe:
         tap=tap.name,
         cut=tap.name,
         settings=content_key("ridge.v1", trunk.runner, len(trunk.taps)),
+        look=trunk.look,
     )
 
 
-def _activations(frame: Frame, trunk: TrunkFile, pixels: np.ndarray) -> Generator[Event, None, Activations]:
+def activating(frame: Frame, trunk: TrunkFile, pixels: np.ndarray) -> Generator[Event, None, Activations]:
+    """What the trunk puts out for all images at every tap, from the cache if it is there."""
     work = extracting(
         trunk,
         pixels,

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from graft.backbones.inputs import Look
 from graft.images.dataset import Preprocess
 from graft.store import content_key
 
-Strategy = Literal["frozen", "random", "scratch", "partial", "full"]
+Strategy = Literal["frozen", "random", "scratch", "partial", "full", "shrunk"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`(backbone, weights, tap, cut)` cover every strategy: frozen = cut at the tap; scratch = random weights, no cut;
-    partial = fine-tuned from a cut in between; full = fine-tuned from the input.
+    partial = fine-tuned from a cut in between; full = fine-tuned from the input; shrunk = a frozen network made smaller.
 
     `weights`: the sha256 of the file, or `random:SEED`. `settings`: the content key of whatever else went into the
-    training. `name` is what people read, and is unique within a study.
+    training. `look`: what the network makes of the decoded pixels first (`graft.backbones.inputs.read_as` gives it and the
+    geometry for a word such as `rgb+edges`). `name` is what people read, and is unique within a study.
     """
 
     name: str
@@ -28,9 +30,11 @@ class Recipe:
     tap: str
     cut: str
     settings: str
+    look: Look = "plain"
 
     @property
     def key(self) -> str:
-        """The content key; the name has no part in it."""
-        content = {field: value for field, value in asdict(self).items() if field not in ("name", "geometry")}
+        """The content key; the name has no part in it, nor has a plain look."""
+        without = ("name", "geometry", *(["look"] if self.look == "plain" else []))
+        content = {field: value for field, value in asdict(self).items() if field not in without}
         return content_key("recipe.v1", content, self.geometry.key)

@@ -7,6 +7,7 @@ which reads them again. Importing this costs neither torch nor timm.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from graft.backbones.inputs import input_word
 from graft.compute import environment as environment
 from graft.errors import RunError
 from graft.judging.metrics import METRICS, confusion, per_class, scores
@@ -143,14 +145,22 @@ def _candidate(
     done = measured(trial)
     probabilities, targets = trial.probabilities[done], frame.targets[done]
     lead = frame.settings.metric
-    intervals = {}
+    names = dict.fromkeys([lead, *INTERVALS])
+    known = choice.intervals[position] if choice.rows.all() else None
     if trial.complete:
-        known = choice.intervals[position]
-        assert known is not None
-        intervals = {
-            name: _pair(known if name == lead else estimate(name, probabilities, targets, groups, draws))
-            for name in dict.fromkeys([lead, *INTERVALS])
-        }
+        own, groups_own = draws, groups
+    else:
+        groups_own = groups[done]
+        own = draw_weights(targets, groups_own, draws=DRAWS, seed=frame.settings.seed) if done.any() else draws
+    intervals = {
+        name: _pair(
+            known
+            if name == lead and known is not None
+            else estimate(name, probabilities, targets, groups_own, own)
+        )
+        for name in names
+        if done.any()
+    }
     difference = choice.differences[position]
     recipe = trial.recipe
     return {
@@ -170,6 +180,7 @@ def _candidate(
             "size": recipe.geometry.size,
             "channels": recipe.geometry.channels,
             "fit": recipe.geometry.fit,
+            "kind": input_word(recipe.geometry, recipe.look),
         },
         "metrics": scores(probabilities, targets),
         "interval": intervals,
@@ -260,7 +271,10 @@ def choice_facts(
             }
             for kind, position in positions.items()
         },
-        "confusion": confusion(chosen.probabilities, frame.targets, frame.classes).tolist(),
+        "images": int(choice.rows.sum()),
+        "confusion": confusion(
+            chosen.probabilities[choice.rows], frame.targets[choice.rows], frame.classes
+        ).tolist(),
         "limits_met": not choice.missed,
         "missed": choice.missed or None,
     }
@@ -270,7 +284,7 @@ def _headline(frame: Frame, chosen: Trial, choice: Choice, test: Mapping[str, An
     """The score to promise: on the locked test where there is one, else cross-validated and corrected for selection."""
     metric, interval = frame.settings.metric, _pair(choice.headline)
     if test is None:
-        plain = scores(chosen.probabilities, frame.targets)["macro_f1"]
+        plain = scores(chosen.probabilities[choice.rows], frame.targets[choice.rows])["macro_f1"]
         told = {"interval": interval, "kind": "bbc-cv", "metric": metric, "optimism": choice.optimism}
         return {"macro_f1": plain, metric: choice.headline.value, **told}
     told = {"interval": test["interval"][metric], "kind": "test", "metric": metric}
@@ -329,7 +343,7 @@ def settings_facts(frame: Frame, command: str) -> dict[str, Any]:
         "metric": settings.metric,
         "folds": frame.folds.count,
         "seed": settings.seed,
-        "budget_seconds": settings.budget_seconds,
+        "budget_seconds": settings.budget_seconds if math.isfinite(settings.budget_seconds) else None,
         "limits": {"max_bytes": settings.max_bytes, "max_latency_ms": settings.max_latency_ms},
         "backbones": list(settings.backbones),
         "weights": str(settings.weights) if settings.weights else None,
@@ -338,6 +352,12 @@ def settings_facts(frame: Frame, command: str) -> dict[str, Any]:
         "bf16": frame.compute.bf16,
         "threads": frame.compute.threads,
         "only": settings.only,
+        "asked": {
+            "source": str(settings.source.resolve()),
+            "groups": settings.groups,
+            "folds": settings.folds,
+            "device": settings.device,
+        },
         "command": command,
     }
 

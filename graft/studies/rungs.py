@@ -24,13 +24,17 @@ from graft.studies.probe import check_rows, heads_on_taps, priced, probing, samp
 from graft.studies.scratching import scratching
 
 if TYPE_CHECKING:
+    from graft.backbones.scratch import ScratchDesign
     from graft.learning.training import TrainingSettings
 else:
-    TrainingSettings = Any
+    ScratchDesign = TrainingSettings = Any
 
-SCRATCH_SHARE = 0.4  # of the budget is kept for training from scratch, unless --only says otherwise
+TUNING_SHARE = 0.4  # of the budget is planned for fine-tuning and the last fit of what is tuned
+SCRATCH_SHARE = 0.2  # for training from scratch
+AFTER_TUNING_SHARE = 0.3  # is kept for all that follows fine-tuning
 ALONE_SHARE = 0.6  # of the budget for training from scratch where nothing else takes time; the rest is slack
-TUNING_SHARE = 0.75  # is kept for fine-tuning, the last fit and packing, with --only finetuned
+ALONE_TUNING_SHARE = 0.75  # for fine-tuning with --only finetuned
+AMOUNTS_COST = 0.75  # of a fold: training on a quarter and a half of its images
 LEAST_TRAINING = 0.2e12  # multiply-adds of a fold, forward
 TRAINING_SPEED = 27e9  # forward multiply-adds per second of training on two cores with bfloat16
 WITHOUT_BF16 = 0.4  # of that; bfloat16 trains 2.3 times as fast where the processor multiplies it
@@ -81,7 +85,8 @@ def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Wor
 
 def _kept_share(frame: Frame) -> float:
     """The share of the budget for what follows the probe."""
-    return {"frozen": 0.0, "finetuned": TUNING_SHARE}.get(frame.settings.only or "", SCRATCH_SHARE)
+    only = frame.settings.only or ""
+    return {"frozen": 0.0, "finetuned": ALONE_TUNING_SHARE}.get(only, TUNING_SHARE + AFTER_TUNING_SHARE)
 
 
 def _known(frame: Frame, entry: Entry) -> bool:
@@ -202,19 +207,43 @@ def tuning_rung(frame: Frame, done: Progress) -> Working:
     if not any(trial.recipe.strategy == "frozen" and trial.complete for trial in done.trials):
         return
     yield Event("stage", f"Fine-tuning the finalists on the same {frame.folds.count} folds")
-    done.trials += yield from finetuning(frame, done.trials, done.plan)
+    budget = frame.settings.budget_seconds
+    share, after = (ALONE_TUNING_SHARE, 0.05) if frame.settings.only else (TUNING_SHARE, AFTER_TUNING_SHARE)
+    yield from finetuning(frame, done.trials, done.plan, seconds=share * budget, reserve=after * budget)
     yield Event("board", "fine-tuned", board=board(frame, done.trials))
 
 
 def training_settings(frame: Frame) -> TrainingSettings:
-    """How long to train is a function of the budget, not of the clock: every fold and the last fit get the same."""
-    from graft.learning.training import TrainingSettings
+    """How long to train is a function of the budget, not of the clock: every fold and the last fit get the same.
+
+    Where the steps of one network leave the budget over, a second one learns from it (`generations`).
+    """
+    from graft.backbones.scratch import design
+    from graft.learning.scratch_settings import settled
 
     alone = frame.settings.only == "scratch" or frame.journal.find("untrained", {}) is not None
-    seconds = (
-        frame.settings.budget_seconds * (ALONE_SHARE if alone else SCRATCH_SHARE) / (frame.folds.count + 1)
+    seconds = frame.settings.budget_seconds * (ALONE_SHARE if alone else SCRATCH_SHARE)
+    fits = frame.folds.count + 1 + AMOUNTS_COST
+    made, _ = design(frame.dataset, development=len(frame.rows))
+    return settled(
+        made,
+        len(frame.learned_from(0)),
+        multiply_adds=max(LEAST_TRAINING, seconds / fits * training_speed(frame.compute)),
     )
-    return TrainingSettings(multiply_adds=max(LEAST_TRAINING, seconds * training_speed(frame.compute)))
+
+
+def amount_folds(frame: Frame, made: ScratchDesign, settings: TrainingSettings) -> int:
+    """On how many folds training from scratch on fewer images is measured: one, or more where the plan leaves room.
+
+    None where the budget does not even pay the folds themselves.
+    """
+    from graft.learning.scratch_settings import planned_multiply_adds
+
+    planned = planned_multiply_adds(made, len(frame.learned_from(0)), settings)
+    if settings.multiply_adds <= LEAST_TRAINING:
+        return 0
+    spare = settings.multiply_adds / planned - 1
+    return max(1, min(frame.folds.count, 1 + int(spare * (frame.folds.count + 1) / AMOUNTS_COST)))
 
 
 def training_speed(compute: Compute) -> float:

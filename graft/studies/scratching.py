@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from jaxtyping import Int64
 
 from graft.backbones.graph import parameters, tap_output
 from graft.compute import cpu_name
@@ -23,6 +24,7 @@ from graft.store import content_key
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.probe import LATENCY_THREADS
 from graft.studies.recipe import Recipe
+from graft.studies.symmetry import shown
 
 if TYPE_CHECKING:
     from graft.backbones.scratch import ScratchDesign
@@ -85,29 +87,66 @@ def scratching(
 def _fold(
     frame: Frame, recipe: Recipe, design: ScratchDesign, settings: TrainingSettings, fold: int
 ) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
+    # One share more than folds is left for fitting on all images and packing.
+    return (
+        yield from measured_fold(
+            frame,
+            recipe,
+            design,
+            settings,
+            fold=fold,
+            rows=frame.learned_from(fold),
+            key=recipe.key,
+            deadline_seconds=max(1.0, frame.remaining_seconds() / (frame.folds.count - fold + 1)),
+            text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
+        )
+    )
+
+
+def measured_fold(
+    frame: Frame,
+    recipe: Recipe,
+    design: ScratchDesign,
+    settings: TrainingSettings,
+    *,
+    fold: int,
+    rows: Int64[np.ndarray, " r"],
+    key: str,
+    deadline_seconds: float,
+    text: str,
+) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
+    """Train on `rows`, predict the held-out images of the fold, and keep both in the journal under `key`."""
     from graft.learning.training import predict
 
     begun = frame.journal.elapsed_seconds()
-    # One share more than folds is left for fitting on all images and packing.
-    share = frame.remaining_seconds() / (frame.folds.count - fold + 1)
+    if not fold:
+        _shown(frame, recipe, rows)
     trained, curve = yield from _training(
         frame,
         recipe,
         design,
         settings,
-        rows=frame.learned_from(fold),
+        rows=rows,
         seed=fold,
-        deadline_seconds=max(1.0, share),
-        text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
+        deadline_seconds=deadline_seconds,
+        text=text,
     )
     pixels = open_pixels(frame.dataset, recipe.geometry, store=frame.store)
-    rows = predict(trained, pixels, frame.held_out(fold), compute=frame.compute)
+    probabilities = predict(trained, pixels, frame.held_out(fold), compute=frame.compute)
     facts = {
         "name": recipe.name,
         "seconds": round(frame.journal.elapsed_seconds() - begun, 3),
+        "images": len(rows),
         "curve": curve,
     }
-    return frame.journal.add_fold(recipe.key, fold, rows, facts), rows
+    return frame.journal.add_fold(key, fold, probabilities, facts), probabilities
+
+
+def _shown(frame: Frame, recipe: Recipe, rows: Int64[np.ndarray, " r"]) -> None:
+    from graft.images.views import suited
+
+    pixels = open_pixels(frame.dataset, recipe.geometry, store=frame.store)
+    shown(frame, pixels, suited(pixels, frame.dataset.targets, rows), title=recipe.name)
 
 
 def _training(
@@ -142,6 +181,8 @@ def _training(
             trained: Trained = finished.value
             facts = {
                 "best_epoch": trained.best_epoch,
+                "needed": trained.needed,
+                "generation": trained.generation,
                 "stopped": trained.stopped,
                 "temperature": trained.temperature,
             }
@@ -155,11 +196,17 @@ def _training(
 def refitting(
     frame: Frame, trial: Trial, design: ScratchDesign, settings: TrainingSettings
 ) -> Generator[Event, None, Trained]:
-    """Train on every development image for as many epochs as were best on the folds (their median)."""
-    best = [int(curve["best_epoch"]) for curve in trial.curves]
-    temperature = float(np.median([curve["temperature"] for curve in trial.curves]))
+    """Train on every development image for as many epochs and generations as were best on the folds (their medians)."""
+    epochs, generations, temperature = (
+        float(np.median([curve[name] for curve in trial.curves]))
+        for name in ("needed", "generation", "temperature")
+    )
     fixed = replace(
-        settings, epochs=max(1, int(np.median(best))), validation_share=0.0, temperature=temperature
+        settings,
+        epochs=max(1, int(epochs)),
+        generations=max(1, round(generations)),
+        validation_share=0.0,
+        temperature=temperature,
     )
     trained, _ = yield from _training(
         frame,

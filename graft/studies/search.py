@@ -8,8 +8,9 @@ order is that of growing cost, and after every backbone there is a leaderboard, 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
+from threading import Event as Flag
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from graft.images.scan import inspecting
 from graft.judging.metrics import METRICS
 from graft.store import Store
 from graft.studies import results
+from graft.studies.amounts import amounts_rung
 from graft.studies.beside import trunk_of_trial, what_of_new_subjects, where_the_data_stand
 from graft.studies.choice import Choice, Limits, choose
 from graft.studies.finish import (
@@ -40,16 +42,27 @@ from graft.studies.finish import (
     test_probabilities,
 )
 from graft.studies.frame import Event, Frame, Trial
+from graft.studies.inputs import inputs_rung
 from graft.studies.journal import Journal
+from graft.studies.knowing import reject_facts
 from graft.studies.place import claim, refuse_place, sweep, write_run
 from graft.studies.plan import Plan, plan
-from graft.studies.rungs import Progress, probe_rung, scratch_rung, training_settings, tuning_rung
+from graft.studies.rungs import Progress, Working, probe_rung, scratch_rung, training_settings, tuning_rung
 from graft.studies.settings import Settings
+from graft.studies.shrinking_finish import fitting_shrunk
 from graft.studies.subjects import about_series, kept_together
 
+Ending = Callable[[Frame, Progress, str], Generator[Event, None, results.StudyResult]]
 
-def studying(settings: Settings, *, command: str = "") -> Generator[Event, None, results.StudyResult]:
-    """Run or continue the study in `settings.out`. Raises GraftError with a sentence for whatever is wrong."""
+
+def studying(
+    settings: Settings, *, command: str = "", halt: Flag | None = None, ending: Ending | None = None
+) -> Generator[Event, None, results.StudyResult]:
+    """Run or continue the study in `settings.out`. Raises GraftError with a sentence for whatever is wrong.
+
+    Once `halt` is set, it ends with the answer so far, as if the budget were over. `ending`: what is done with all
+    trials at the end, instead of choosing, fitting and packing (`finishing`).
+    """
     started = time.monotonic()
     compute = choose_compute(settings.device)
     refuse_place(settings)
@@ -62,38 +75,51 @@ def studying(settings: Settings, *, command: str = "") -> Generator[Event, None,
     planned = plan(settings, folder=folder, reach=reach)
     unopened = _anything_to_open(planned, folder, store, compute)
     with opening_ahead(wanted=unopened, folder=folder, reach=reach, store=store, compute=compute) as ahead:
-        dataset = yield from _looked_at(looking, settings)
+        dataset = yield from looked_at(looking, settings)
         dataset = kept_together(dataset, groups=settings.groups)
         folds = split(dataset, count=settings.folds, seed=settings.seed)
         claim(settings, dataset, folder)
         with closing(Journal(settings.out, started=started)) as journal:
             sweep(settings.out)
-            frame = Frame(settings, dataset, folds, store, compute, folder, reach, journal)
+            halt = Flag() if halt is None else halt
+            frame = Frame(settings, dataset, folds, store, compute, folder, reach, journal, halt)
             write_run(frame, command)
             write_check(dataset, settings.out / "check.csv")
-            result = yield from _climb(frame, planned, ahead, command)
+            result = yield from _climb(frame, planned, ahead, command, ending or finishing)
     store.tidy()
     return result
 
 
 def _climb(
-    frame: Frame, planned: Plan, ahead: Ahead, command: str
+    frame: Frame, planned: Plan, ahead: Ahead, command: str, ending: Ending
 ) -> Generator[Event, None, results.StudyResult]:
     """Rung by rung, then the choice."""
     if not frame.journal.records:
         frame.journal.append("begin", {})
     series = about_series(frame.dataset)
     done = Progress(notices=[*([series] if series else []), *frame.folds.notices, *planned.notices])
-    yield Event("notice", _about(frame))
+    yield Event("notice", about_images(frame))
     for notice in done.notices:
         yield Event("notice", notice)
-    yield from probe_rung(frame, planned, done, ahead)
-    if frame.settings.only in (None, "scratch"):
-        yield from scratch_rung(frame, done)
-    # Not yet a rung of every study: what its plan can afford depends on the clock, so that two runs may differ.
-    if frame.settings.only == "finetuned":
-        yield from tuning_rung(frame, done)
-    return (yield from _finish(frame, done, command))
+    only = frame.settings.only
+    if only != "scratch":
+        yield from _until_halted(frame, done, probe_rung(frame, planned, done, ahead))
+        yield from _until_halted(frame, done, inputs_rung(frame, done, ahead))
+    if only in (None, "finetuned"):
+        yield from _until_halted(frame, done, tuning_rung(frame, done))
+    if only in (None, "scratch"):
+        yield from _until_halted(frame, done, scratch_rung(frame, done))
+    yield from _until_halted(frame, done, amounts_rung(frame, done))
+    return (yield from ending(frame, done, command))
+
+
+def _until_halted(frame: Frame, done: Progress, rung: Working) -> Working:
+    """A rung, left as soon as the user wants the answer so far and there is one."""
+    with closing(rung):
+        for event in rung:
+            yield event
+            if frame.halt.is_set() and any(trial.complete for trial in done.trials):
+                return
 
 
 def _anything_to_open(planned: Plan, folder: WeightsFolder | None, store: Store, compute: Compute) -> bool:
@@ -102,9 +128,10 @@ def _anything_to_open(planned: Plan, folder: WeightsFolder | None, store: Store,
     )
 
 
-def _looked_at(
+def looked_at(
     work: Generator[tuple[int, int], None, Dataset], settings: Settings
 ) -> Generator[Event, None, Dataset]:
+    """The checked dataset, with its progress on the way."""
     while True:
         try:
             done, total = next(work)
@@ -113,7 +140,8 @@ def _looked_at(
         yield Event("progress", "looking at the images", done, total, settings.budget_seconds)
 
 
-def _about(frame: Frame) -> str:
+def about_images(frame: Frame) -> str:
+    """The images in one sentence."""
     dataset = frame.dataset
     counts = np.bincount(dataset.targets, minlength=len(dataset.classes))
     parts = [
@@ -137,7 +165,14 @@ def _choose(frame: Frame, done: Progress) -> Choice:
     )
 
 
-def _finish(frame: Frame, done: Progress, command: str) -> Generator[Event, None, results.StudyResult]:
+def finishing(
+    frame: Frame,
+    done: Progress,
+    command: str,
+    *,
+    fit: Callable[[Trial], Generator[Event, None, Fitted]] | None = None,
+) -> Generator[Event, None, results.StudyResult]:
+    """Choose, fit the choice on all images (by `fit`, or as its rung does), test once, pack, and write it all down."""
     usable = [trial for trial in done.trials if trial.complete and trial.model_bytes is not None]
     if not usable:
         raise RunError(
@@ -148,7 +183,8 @@ def _finish(frame: Frame, done: Progress, command: str) -> Generator[Event, None
     choice = _choose(frame, done)
     chosen = done.trials[choice.chosen]
     rows = results.candidate_rows(frame, done.trials, choice)
-    fitted = None if _packed(frame, chosen) else (yield from _fitted(frame, done, chosen))
+    fitting = fitted_on_all(frame, done, chosen) if fit is None else fit(chosen)
+    fitted = None if _packed(frame, chosen) else (yield from fitting)
     tested = test_probabilities(frame, chosen, fitted) if fitted else _test_so_far(frame, chosen)
     yield Event("progress", "where the data stand", remaining_seconds=frame.remaining_seconds())
     facts: dict[str, Any] = {
@@ -175,8 +211,10 @@ def _finish(frame: Frame, done: Progress, command: str) -> Generator[Event, None
         yield Event(
             "progress", "packing and checking against torch", remaining_seconds=frame.remaining_seconds()
         )
-        packing(frame, frame.settings.out / results.BUNDLE, fitted, about_bundle(facts, chosen))
+        about = about_bundle(facts, chosen)
+        packing(frame, frame.settings.out / results.BUNDLE, fitted, about, trial=chosen)
         frame.journal.append("packed", {"recipe": chosen.recipe.key, "command": command})
+    facts["choice"]["reject"] = reject_facts(frame.settings.out / results.BUNDLE)
     results.write_predictions(frame.settings.out, frame, done.trials, chosen=chosen, tested=tested)
     first = frame.journal.find("first_answer", {})
     facts["seconds"] = {
@@ -207,12 +245,15 @@ def _test_so_far(frame: Frame, chosen: Trial) -> np.ndarray | None:
     return None if known is None else known[1]
 
 
-def _fitted(frame: Frame, done: Progress, chosen: Trial) -> Generator[Event, None, Fitted]:
+def fitted_on_all(frame: Frame, done: Progress, chosen: Trial) -> Generator[Event, None, Fitted]:
+    """The chosen candidate fitted on all development images."""
     if chosen.recipe.strategy == "scratch":
         from graft.backbones.scratch import design
 
         made, _ = design(frame.dataset, development=len(frame.rows))
         return (yield from fitting_scratch(frame, chosen, made, training_settings(frame)))
+    if chosen.recipe.strategy == "shrunk":
+        return (yield from fitting_shrunk(frame, chosen, done.trials))
     if chosen.recipe.strategy in ("partial", "full"):
         return (yield from fitting_tuned(frame, chosen, done.trials))
     return (yield from fitting_frozen(frame, chosen, trunk_of_trial(frame, chosen)))
@@ -232,6 +273,7 @@ def about_bundle(facts: dict[str, Any], chosen: Trial) -> dict[str, Any]:
         "strategy": chosen.recipe.strategy,
         "backbone": chosen.recipe.backbone,
         "tap": chosen.recipe.tap,
+        "input": row["input"]["kind"],
         "weights": {
             "name": chosen.recipe.backbone,
             "digest": chosen.recipe.weights,

@@ -34,6 +34,11 @@ def reason(trials: Sequence[Trial], choice: Choice, *, metric: str) -> str:
             f"difference is {shown.difference_text(difference.estimate)}, 95 % interval {_span(difference, shown)}. "
             f"It is the cheapest of {len(choice.tied)} tied candidates."
         )
+    if not choice.rows.all():
+        told += (
+            f" All this is by the {int(choice.rows.sum())} of {len(choice.rows)} images in the folds that the budget "
+            "let it finish; a longer --budget measures the rest."
+        )
     return f"{choice.missed} {told}".strip()
 
 

@@ -388,5 +388,5 @@ def said_by_script(folder: Path, names: list[str]) -> list[dict[str, Any]]:
 def test_the_graph_is_one_file_with_its_contract_inside(made: Path) -> None:
     session = onnxruntime.InferenceSession((made / "model.onnx").read_bytes())
     assert [(one.name, one.type) for one in session.get_inputs()] == [("image", "tensor(uint8)")]
-    assert [one.name for one in session.get_outputs()] == ["probabilities", "embedding"]
+    assert [one.name for one in session.get_outputs()] == ["probabilities", "embedding", "activation"]
     assert sorted(path.name for path in made.iterdir()) == ["bundle.json", "card.md", "model.onnx"]

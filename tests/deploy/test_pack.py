@@ -42,7 +42,7 @@ def test_the_bundle_says_what_it_is(tmp_path: Path) -> None:
     facts = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
     assert facts["format"] == "1.0" and facts["labels"] == list(LABELS) and facts["backbone"] == "tiny.random"
     assert facts["parity"]["images"] == 4 and facts["parity"]["largest_difference"] <= TOLERANCE
-    assert set(facts["files"]) == {"model.onnx", "card.md"}
+    assert set(facts["files"]) == {"model.onnx", "preprocess.onnx", "labels.txt", "card.md"}
     assert facts["metrics"] == {"macro_f1": 0.91, "accuracy": 0.92, "log_loss": None, "auroc": None}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.graft"]
 

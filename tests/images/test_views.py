@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from graft.images.views import Augmentation, suited, symmetries, views
+from graft.images.augmentations import RANGES, SYMMETRIES
+from graft.images.views import Augmentation, _transforms, suited, symmetries, views
 
 ALL = Augmentation(("mirror", "upside_down", "transpose"), smallest_crop=0.4, jitter=0.3, erase=0.5)
 STILL = Augmentation((), smallest_crop=1.0, jitter=0.0, erase=0.0)
@@ -76,6 +81,56 @@ def test_colour_changes_with_jitter_only() -> None:
     assert len(jittered.mean((1, 2, 3)).unique()) > 1
     erased = views(flat, Augmentation((), 1.0, 0.0, 1.0), generator=generator())
     assert bool((erased == 0.5).any()) and bool((levels(erased) == 100).any())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    chosen=st.lists(st.sampled_from(SYMMETRIES), unique=True).map(tuple),
+    numbers=st.fixed_dictionaries({name: st.floats(*ends) for name, ends in RANGES.items()}),
+    trivial=st.booleans(),
+    channels=st.sampled_from([1, 3]),
+)
+def test_every_allowed_augmentation_makes_images(
+    chosen: tuple[str, ...], numbers: dict[str, float], trivial: bool, channels: int
+) -> None:
+    asked = Augmentation(chosen, trivial=trivial, **numbers)  # type: ignore[arg-type]
+    made = views(batch(5, channels), asked, generator=generator())
+    assert made.shape == (5, channels, 24, 24) and bool(made.isfinite().all())
+    assert float(made.min()) >= 0 and float(made.max()) <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_trivial_augment_works_on_grey_and_colour_and_varies(channels: int) -> None:
+    same = batch(1, channels).repeat(64, 1, 1, 1)
+    made = views(same, replace(STILL, trivial=True), generator=generator())
+    assert len({one.numpy().tobytes() for one in made}) > 8
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_trivial_augment_turns_only_what_has_no_up_and_down(allowed: bool) -> None:
+    asked = Augmentation(("upside_down",) if allowed else ("mirror",), 1.0, 0.0, 0.0, trivial=True)
+    drawn = _transforms(asked, (3, 24, 24))[1].transforms[0]
+    assert ("Rotate" in drawn._AUGMENTATION_SPACE) == allowed
+    assert len(drawn._AUGMENTATION_SPACE) == 13 + allowed
+
+
+def test_degrees_turn_the_picture_about_its_middle() -> None:
+    image = torch.zeros((1, 1, 25, 25), dtype=torch.uint8)
+    image[..., 12, 12], image[..., 12, 22] = 255, 255
+    made = torch.cat([views(image, replace(STILL, degrees=30.0), generator=generator(n)) for n in range(8)])
+    assert bool((made[:, 0, 12, 12] > 0.5).all())
+    assert float(made[:, 0, 12, 22].min()) < 0.3
+    assert bool(((made[:, 0, 0, 0] - 128 / 255).abs() < 0.01).any())
+
+
+def test_hue_turns_colours_and_leaves_grey_alone() -> None:
+    red = torch.zeros((8, 3, 8, 8), dtype=torch.uint8)
+    red[:, 0] = 200
+    asked = replace(STILL, hue=0.5)
+    made = views(red, asked, generator=generator())
+    assert len({one.numpy().tobytes() for one in made}) == 2, "drawn for groups of four"
+    grey = torch.full((8, 1, 8, 8), 90, dtype=torch.uint8)
+    assert torch.equal(levels(views(grey, asked, generator=generator())), grey)
 
 
 def surfaces(n: int = 80, size: int = 32) -> tuple[np.ndarray, np.ndarray]:

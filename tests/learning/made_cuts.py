@@ -80,11 +80,24 @@ class Made:
     features: np.ndarray
 
 
-def made(cut: str, *, architecture: str = "test_resnet", tap: str = "layer4") -> Made:
-    """The network cut there."""
+def made(
+    cut: str,
+    *,
+    architecture: str = "test_resnet",
+    tap: str = "layer4",
+    frozen: frozenset[str] = frozenset(),
+) -> Made:
+    """The network cut there; above that, the weights named by `frozen` do not learn."""
     pixels, targets = stripes()
     with torch.inference_mode():
         rows = opened(architecture).trunk(torch.from_numpy(pixels))
     place = [one.name for one in opened(architecture).taps].index(tap)
-    cutting = cut_at(opened(architecture), architecture=architecture, tap=tap, cut=cut, images=images(pixels))
+    cutting = cut_at(
+        opened(architecture),
+        architecture=architecture,
+        tap=tap,
+        cut=cut,
+        images=images(pixels),
+        frozen=frozen,
+    )
     return Made(cutting, pixels, targets, rows[place].numpy())

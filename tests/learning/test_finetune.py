@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from made_cuts import CPU, Made, made
+from made_cuts import CPU, Made, images, made
 
 from graft.errors import GraftError
 from graft.images.views import Augmentation
@@ -18,6 +19,7 @@ from graft.learning.finetune import Tuned, TuneSettings, planned_epochs, predict
 from graft.learning.inner import kept_back
 from graft.learning.loop import Epoch
 from graft.learning.prefix import CachedViews, LiveViews, Source, fixed_view, prefix_maps
+from graft.learning.range_test import FARTHEST, find_rate, with_rate
 
 STILL = Augmentation((), 0.8, 0.0, 0.0)
 ROWS, OTHERS = np.arange(44), np.arange(44, 60)
@@ -34,6 +36,7 @@ def start(
     *,
     source: Source | None = None,
     rows: np.ndarray = ROWS,
+    features: bool = True,
     kept_in: Path | None = None,
     deadline_seconds: float | None = None,
 ) -> Generator[Epoch, None, Tuned]:
@@ -43,7 +46,7 @@ def start(
         part.targets,
         rows,
         groups=np.arange(len(part.targets)),
-        features=part.features,
+        features=part.features if features else None,
         classes=2,
         settings=settings,
         compute=CPU,
@@ -64,7 +67,7 @@ def finish(work: Generator[Epoch, None, Tuned]) -> tuple[list[Epoch], Tuned]:
 
 def same(one: Tuned, other: Tuned) -> bool:
     assert one.state.keys() == other.state.keys()
-    return np.array_equal(one.weight, other.weight) and all(
+    return np.array_equal(one.head.weight, other.head.weight) and all(
         torch.equal(value, other.state[name]) for name, value in one.state.items()
     )
 
@@ -214,12 +217,97 @@ def test_a_loss_that_is_not_finite_is_told_after_one_gentler_try() -> None:
         finish(start(part, replace(SHORT, trunk_rate=1e30, head_rate=1e30)))
 
 
-def test_mixup_and_smoothing_learn_too() -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"mixup": 0.2},
+        {"cutmix": 1.0},
+        {"mixup": 0.2, "cutmix": 1.0},
+        {"label_smoothing": 0.1},
+        {"balance": "sampler"},
+        {"averaging": 0.0},
+        {"head": "linear"},
+        {"head": "mlp"},
+    ],
+)
+def test_every_option_learns_in_its_own_way_and_twice_alike(changed: dict[str, Any]) -> None:
     part = made("layer3")
-    fixed = replace(SHORT, validation_share=0.0)
-    plain = finish(start(part, fixed))[1]
-    for other in (replace(fixed, mixup=0.2), replace(fixed, label_smoothing=0.1)):
-        assert not same(finish(start(part, other))[1], plain)
+    fixed = replace(SHORT, validation_share=0.0, epochs=2)
+    once, again = (finish(start(part, replace(fixed, **changed)))[1] for _ in range(2))
+    assert same(once, again)
+    assert once.head.weight.shape != (0,) and not np.array_equal(
+        once.head.weight, finish(start(part, fixed))[1].head.weight
+    )
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_a_head_alone_learns_from_cached_features(head: Literal["linear", "mlp"]) -> None:
+    part = made("layer4")
+    assert part.cutting.trained == {} and part.cutting.prefix is not None
+    maps = prefix_maps(part.cutting, images(part.pixels, 60), CPU)[:, None]
+    source = CachedViews(maps, CPU)
+    settings = replace(SHORT, cut="layer4", head=head, epochs=40, trunk_rate=0.0, head_rate=3e-3)
+    _, tuned = finish(start(part, settings, source=source, features=False))
+    answers = predict(part.cutting, source, tuned, OTHERS, features=None, compute=CPU)
+    assert not tuned.state and (tuned.head.hidden is None) == (head == "linear")
+    np.testing.assert_allclose(answers, tuned.head.probabilities(maps[OTHERS, 0]), atol=1e-3)
+    assert (answers.argmax(1) == part.targets[OTHERS]).mean() > 0.7
+
+
+def test_frozen_weights_above_the_cut_stay() -> None:
+    names = frozenset({"layer4.0.conv1.weight", "layer4.0.bn1.weight", "layer4.0.bn1.bias"})
+    part = made("layer3", frozen=names)
+    _, tuned = finish(start(part, replace(SHORT, validation_share=0.0)))
+    assert names.isdisjoint(tuned.state) and "layer4.0.conv2.weight" in tuned.state
+    for name in names:
+        assert torch.equal(part.cutting.tail.network.state_dict()[name], part.cutting.initial[name])
+
+
+def test_logit_adjustment_trains_the_same_loss_and_answers_for_even_classes() -> None:
+    part = made("layer3")
+    rare = np.r_[np.flatnonzero(part.targets[:44] == 0), np.flatnonzero(part.targets[:44] == 1)[:5]]
+    still: dict[str, Any] = {"trunk_rate": 1e-12, "head_rate": 1e-12, "validation_share": 0.0, "epochs": 1}
+    ends = []
+    for balance in ("none", "logit"):
+        (epoch,), tuned = finish(start(part, replace(SHORT, balance=balance, **still), rows=rare))
+        ends.append((epoch.train_loss, tuned.head.bias))
+    assert ends[1][0] == pytest.approx(ends[0][0], abs=1e-4)
+    prior = np.log(np.array([22, 5]) / 27)
+    np.testing.assert_allclose(ends[0][1] - ends[1][1], prior, atol=1e-4)
+
+
+def test_without_averaging_the_weights_are_the_last_ones() -> None:
+    part = made("layer3")
+    settings = replace(SHORT, averaging=0.0, validation_share=0.0, epochs=2)
+    _, tuned = finish(start(part, settings))
+    last = part.cutting.tail.network.state_dict()
+    assert all(torch.equal(value, last[name]) for name, value in tuned.state.items())
+
+
+def test_a_range_test_reads_the_rows_alone_and_stays_near_the_default() -> None:
+    part = made("layer3")
+    blind = Made(part.cutting, part.pixels.copy(), part.targets.copy(), part.features.copy())
+    blind.pixels[OTHERS], blind.targets[OTHERS], blind.features[OTHERS] = 255, 0, np.nan
+    found = [
+        find_rate(
+            one.cutting,
+            live(one),
+            one.targets,
+            ROWS,
+            groups=np.arange(60),
+            features=one.features,
+            classes=2,
+            settings=SHORT,
+            compute=CPU,
+            seed=0,
+            criterion=None,
+        )
+        for one in (part, blind)
+    ]
+    assert found[0] == found[1] and len(found[0].rates) == len(found[0].losses) > 5
+    assert SHORT.trunk_rate / FARTHEST <= found[0].rate <= SHORT.trunk_rate * FARTHEST
+    scaled = with_rate(SHORT, 2 * SHORT.trunk_rate, default=SHORT)
+    assert scaled.head_rate == pytest.approx(2 * SHORT.head_rate)
 
 
 def test_the_deadline_ends_it_with_what_there_is() -> None:

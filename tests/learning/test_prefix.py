@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_cuts import CPU, Made, made
 
-from graft.images.views import Augmentation
+from graft.images.augmentations import STILL, Augmentation
 from graft.learning.prefix import (
     CachedViews,
     LiveViews,
@@ -19,7 +19,6 @@ from graft.learning.prefix import (
     caching,
     fixed_view,
     prefix_maps,
-    strengthened,
 )
 from graft.store import Store
 
@@ -125,12 +124,43 @@ def test_maps_beyond_float16_are_not_cached(tmp_path: Path) -> None:
     assert bool(live.plain(np.array([0, 1])).isfinite().all())
 
 
-@pytest.mark.parametrize("suited", [MOVING, Augmentation((), 0.85, 0.15, 0.0)])
-def test_strengths_are_ordered_and_never_add_a_symmetry(suited: Augmentation) -> None:
-    weaker, same, stronger = (strengthened(suited, name) for name in ("light", "medium", "strong"))
-    assert same == suited
-    assert weaker.smallest_crop > suited.smallest_crop > stronger.smallest_crop
-    assert weaker.jitter < suited.jitter < stronger.jitter
-    assert weaker.symmetries == stronger.symmetries == suited.symmetries
-    still = strengthened(suited, "none")
-    assert still == replace(still, symmetries=(), smallest_crop=1.0, jitter=0.0, erase=0.0)
+def test_without_augmentation_the_images_as_they_are_suffice(tmp_path: Path) -> None:
+    part = made("layer2")
+    steps, still = finish(
+        caching(
+            part.cutting,
+            part.pixels,
+            key="made",
+            augmentation=STILL,
+            wanted=4,
+            seed=0,
+            store=Store(tmp_path),
+            compute=CPU,
+        )
+    )
+    assert isinstance(still, CachedViews) and still.maps.shape[1] == 1
+    assert steps[-1] == (len(part.pixels), len(part.pixels))
+    rows = np.array([3, 1])
+    assert torch.equal(still.training(rows, torch.Generator().manual_seed(0)), still.plain(rows))
+
+
+@pytest.mark.parametrize(
+    "augmentation", [replace(MOVING, trivial=True), replace(MOVING, degrees=20.0, hue=0.1)]
+)
+def test_other_augmentations_are_other_entries(tmp_path: Path, augmentation: Augmentation) -> None:
+    part, store = made("layer2"), Store(tmp_path)
+    first = source(part, store)
+    made_of = caching(
+        part.cutting,
+        part.pixels,
+        key="made",
+        augmentation=augmentation,
+        wanted=3,
+        seed=0,
+        store=store,
+        compute=CPU,
+    )
+    other = finish(made_of)[1]
+    assert isinstance(first, CachedViews) and isinstance(other, CachedViews)
+    assert np.array_equal(first.maps[:, 0], other.maps[:, 0])
+    assert not np.array_equal(first.maps[:, 1:], other.maps[:, 1:])

@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Generator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +15,17 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from graft.backbones.scratch import ScratchDesign
+from graft.backbones.scratch import ScratchDesign, build
 from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.views import Augmentation
 from graft.learning.inner import class_weights, kept_back
+from graft.learning.scratch_settings import ENOUGH_EPOCHS, planned_multiply_adds, settled, waiting_epochs
 from graft.learning.training import (
     Epoch,
     Trained,
     TrainingSettings,
+    _Generation,
     planned_epochs,
     predict,
     train,
@@ -102,7 +105,7 @@ def test_it_learns_and_calls_are_calibrated() -> None:
     assert (probabilities.argmax(1) == targets[others]).mean() > 0.9
     assert [epoch.number for epoch in epochs] == list(range(1, 13))
     assert epochs[-1].train_loss < epochs[0].train_loss
-    assert trained.best_epoch == 1 + int(np.argmin([epoch.validation_loss for epoch in epochs]))
+    assert trained.best_epoch >= 1 + int(np.argmin([epoch.validation_loss for epoch in epochs]))
     assert (trained.stopped, trained.epochs_run) == ("epochs", 12)
 
 
@@ -151,11 +154,24 @@ def test_patience_stops_and_the_best_weights_stay() -> None:
     """With labels that say nothing, the kept-back part soon gets no better."""
     pixels, targets = stripes()
     targets = np.random.default_rng(1).permutation(targets)
-    epochs, trained = run(pixels, targets, np.arange(96), replace(SHORT, epochs=60, patience=3))
+    epochs, trained = run(pixels, targets, np.arange(96), replace(SHORT, epochs=60, patience=3, waiting=0.0))
     assert trained.stopped == "patience"
-    assert trained.epochs_run == len(epochs) == trained.best_epoch + 3
-    losses = [epoch.validation_loss for epoch in epochs]
-    assert min(losses) == losses[trained.best_epoch - 1]
+    lowest = 1 + int(np.argmin([epoch.validation_loss for epoch in epochs]))
+    assert trained.epochs_run == len(epochs) == lowest + 3
+    assert lowest <= trained.best_epoch <= lowest + 3
+
+
+@pytest.mark.parametrize(("rise", "kept"), [(0.01, 2), (0.5, 1)])
+def test_a_later_epoch_is_kept_unless_it_is_clearly_worse(rise: float, kept: int) -> None:
+    network = build(DESIGN, seed=0)
+    found = _Generation(network)
+    lowest = np.linspace(0.1, 1.0, 20)
+    noise = np.tile([-0.2, 0.2], 10)
+    for losses in (lowest, lowest + rise + noise):
+        found.epochs_run += 1
+        found.seen(network, losses)
+    assert (found.lowest_epoch, found.best_epoch) == (1, kept)
+    assert found.loss == pytest.approx(lowest.mean() + rise * (kept - 1))
 
 
 def test_the_deadline_leaves_one_epoch() -> None:
@@ -226,6 +242,61 @@ def test_the_kept_back_part_is_grouped_and_stratified(
         assert not len(check)
 
 
+def test_patience_is_a_share_of_a_long_plan() -> None:
+    settings = TrainingSettings(patience=10, waiting=0.3)
+    assert waiting_epochs(20, settings) == 10
+    assert waiting_epochs(200, settings) == 60
+
+
+def test_a_second_generation_learns_from_the_first() -> None:
+    pixels, targets = stripes()
+    rows, others = np.arange(72), np.arange(72, 96)
+    settings = replace(SHORT, epochs=8, generations=2)
+    epochs, trained = run(pixels, targets, rows, settings)
+    assert [(epoch.number, epoch.planned) for epoch in epochs] == [(n, 16) for n in range(1, 17)]
+    assert trained.epochs_run == 16
+    assert trained.generation == 1 + (trained.best_epoch > 8)
+    assert trained.needed == trained.best_epoch - 8 * (trained.generation - 1)
+    assert (predict(trained, pixels, others, compute=CPU).argmax(1) == targets[others]).mean() > 0.9
+    first, _ = run(pixels, targets, rows, replace(settings, generations=1))
+    assert [epoch.train_loss for epoch in first] == [epoch.train_loss for epoch in epochs[:8]]
+
+
+def test_a_refit_ends_with_the_last_generation_and_a_deadline_with_the_first() -> None:
+    pixels, targets = stripes()
+    settings = replace(SHORT, epochs=2, generations=2, validation_share=0.0)
+    _, trained = run(pixels, targets, np.arange(96), settings)
+    assert (trained.generation, trained.needed, trained.epochs_run) == (2, 2, 4)
+    _, cut = run(pixels, targets, np.arange(96), settings, deadline_seconds=0.0)
+    assert (cut.generation, cut.epochs_run, cut.stopped) == (1, 1, "deadline")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"mixup": 0.4}, {"cutmix": 1.0}, {"dropout": 0.3}, {"balance": "sampler"}, {"balance": "logit"}],
+)
+def test_every_regularisation_changes_the_weights_and_is_repeatable(changed: dict[str, Any]) -> None:
+    pixels, targets = stripes(32)
+    targets[1:9:2] = 0  # unbalanced
+    settings = replace(SHORT, epochs=1)
+    rows = np.arange(32)
+    _, plain = run(pixels, targets, rows, settings)
+    before = torch.get_rng_state()
+    (_, one), (_, two) = (run(pixels, targets, rows, replace(settings, **changed)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(one, two)
+    assert not same(one, plain)
+
+
+def test_two_generations_only_where_the_plan_pays_both() -> None:
+    made = ScratchDesign(32, 3, 96, 2)
+    poor, rich = (settled(made, 320, multiply_adds=value) for value in (0.5e12, 5e12))
+    assert (poor.generations, rich.generations) == (1, 2)
+    for settings in (poor, rich):
+        assert planned_multiply_adds(made, 320, settings) <= settings.multiply_adds
+    assert planned_epochs(made, 272, rich) >= ENOUGH_EPOCHS
+
+
 def test_class_weights_average_to_one() -> None:
     labels = np.array([0] * 90 + [1] * 10)
     assert class_weights(labels, 2, "none").tolist() == [1.0, 1.0]
@@ -236,8 +307,10 @@ def test_class_weights_average_to_one() -> None:
 
 
 def test_the_plan_shrinks_with_the_data_but_never_below_one_epoch() -> None:
-    made = ScratchDesign(16, 3, 96, 2)
+    made = ScratchDesign(32, 3, 96, 2)
     plans = [planned_epochs(made, n, TrainingSettings()) for n in (0, 250, 700, 1_500, 20_000, 10**7)]
     assert plans == sorted(plans, reverse=True)
     assert plans[0] == 300 and plans[3] == 30 and 1 <= plans[5] < plans[4] < 30
+    rich = [planned_epochs(made, n, TrainingSettings(multiply_adds=1e15)) for n in (0, 250, 20_000)]
+    assert rich == [300, 250, 100]
     assert planned_epochs(DESIGN, 5, TrainingSettings(epochs=40)) == 40

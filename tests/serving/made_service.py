@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from made_models import LABELS, TAP, about, features_of, head, trunk
+from onnx import TensorProto, helper
 from PIL import Image
 from starlette.testclient import TestClient
 
 from graft.deploy.assemble import assembled
-from graft.deploy.pack import Check, pack
+from graft.deploy.pack import NOTHING_KNOWN, Check, Knowing, pack
 from graft.images.dataset import Preprocess
 from graft.images.preprocess import load as load_pixels
 from graft.serving.app import create
@@ -34,7 +35,31 @@ def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def packed(folder: Path, preprocess: Preprocess | None = None) -> Path:
+def knowing() -> Knowing:
+    """Limits of the made model: unknown is what it is least sure of, one image in three."""
+    score = helper.make_graph(
+        [
+            helper.make_node("ReduceMax", ["probabilities"], ["most"], axes=[1], keepdims=0),
+            helper.make_node("Neg", ["most"], ["score"]),
+        ],
+        "score",
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", len(LABELS)])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n"])],
+    )
+    graph = helper.make_model(score, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    return Knowing(
+        graph=graph.SerializeToString(),
+        unknown={"threshold": -0.9, "accepted": 0.7, "images": 24, "origin": "made", "curve": []},
+        conformal={
+            "least_probability": 0.2,
+            "coverage": 0.9,
+            "images": 24,
+            "measured": {"coverage": 0.92, "mean_size": 1.2},
+        },
+    )
+
+
+def packed(folder: Path, preprocess: Preprocess | None = None, *, knowing: Knowing = NOTHING_KNOWN) -> Path:
     """A bundle of the tiny network with a head whose decisions differ between the images made here."""
     preprocess = preprocess or Preprocess(16)
     pixels = np.stack([load_pixels(image_bytes(seed), preprocess) for seed in range(24)])
@@ -46,7 +71,8 @@ def packed(folder: Path, preprocess: Preprocess | None = None) -> Path:
     graph = assembled(
         trunk(preprocess.size, preprocess.channels), TAP, weight=weight, bias=bias, unit_length=False
     )
-    pack(folder, graph.SerializeToString(), labels=LABELS, preprocess=preprocess, about=about(), check=check)
+    told = {"labels": LABELS, "preprocess": preprocess, "about": about(), "check": check}
+    pack(folder, graph.SerializeToString(), knowing=knowing, **told)
     return folder
 
 

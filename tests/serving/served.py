@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +42,14 @@ class Served:
 
 
 @contextmanager
-def served(place: Path, *arguments: str | Path) -> Iterator[Served]:
+def served(
+    place: Path, *arguments: str | Path, command: Sequence[str] = (sys.executable, "-m", "graft.cli")
+) -> Iterator[Served]:
     """The command with any free port; ended in any case."""
     begin, log = time.monotonic(), place / "serve.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "graft.cli", "serve", *map(str, arguments), "--port", "0"],
+            [*command, "serve", *map(str, arguments), "--port", "0"],
             stdout=subprocess.PIPE,
             stderr=errors,
             env=dict(os.environ, PYTHONWARNINGS="error"),

@@ -179,8 +179,8 @@ def test_openapi_names_every_route_and_no_other(client: TestClient) -> None:
     assert described["openapi"].startswith("3.1") and described["info"]["version"]
     for path, methods in described["paths"].items():
         for method in methods:
-            answer = client.request(method, path.replace("{name}", "tiny"))
-            assert answer.status_code not in (404, 405) or "index" in answer.json()["error"], path
+            answer = client.request(method, path.replace("{name}", "tiny").replace("{", "").replace("}", ""))
+            assert answer.status_code not in (404, 405) or "index" in answer.json()["error"].lower(), path
     text = json.dumps(described)
     for reference in {part.split('"')[0] for part in text.split('"$ref": "#/')[1:]}:
         found = described

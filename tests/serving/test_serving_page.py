@@ -2,115 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from made_service import image_bytes, packed
+from browser import Browser, needs_browser
+from made_service import image_bytes, knowing, packed
 from served import Served, served
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None or os.name == "nt", reason="no Chromium here that takes pipes"),
-]
+from graft.deploy.bundle import load
+from graft.similar.build import indexing
 
-
-class Browser:
-    """Headless Chromium, spoken to over two pipes in the DevTools protocol: JSON messages that end with a zero."""
-
-    def __init__(self, profile: Path) -> None:
-        assert BROWSER is not None
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
-
-        def connect() -> None:
-            # The browser reads from 3 and writes to 4; moved away first, since they may be each other's numbers.
-            low = os.dup2(theirs_in, 200), os.dup2(theirs_out, 201)
-            os.dup2(low[0], 3)
-            os.dup2(low[1], 4)
-
-        self._process = subprocess.Popen(
-            [
-                *(BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"),
-                *(f"--user-data-dir={profile}", "--disable-dev-shm-usage", "--no-first-run"),
-                *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "about:blank"),
-            ],
-            preexec_fn=connect,
-            close_fds=False,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self._rest, self._number, self._session = b"", 0, ""
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "DOM", "Network", "Log"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **parameters: Any) -> Any:
-        self._number += 1
-        message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        while True:
-            said = self._next()
-            if said.get("id") == self._number:
-                assert "error" not in said, said
-                return said["result"]
-            self.events.append(said)
-
-    def run(self, script: str) -> Any:
-        """The value of a JavaScript expression; a promise is waited for."""
-        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def wait_for(self, script: str, seconds: float = 30) -> Any:
-        end = time.monotonic() + seconds
-        while not (value := self.run(script)):
-            assert time.monotonic() < end, f"{script}\n{self.run('document.body.innerText')}"
-            time.sleep(0.05)
-        return value
-
-    def open(self, url: str) -> None:
-        self.call("Page.navigate", url=url)
-        self.wait_for("document.readyState === 'complete' && facts !== undefined")
-
-    def choose(self, *files: Path) -> None:
-        root = self.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.call("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
-        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
-
-    def press(self, key: str, code: int, text: str = "") -> None:
-        more = {"text": text} if text else {}
-        for kind in ("keyDown", "keyUp"):
-            self.call(
-                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more
-            )
-
-    def close(self) -> None:
-        os.close(self._out)
-        os.close(self._in)
-        self._process.terminate()
-        self._process.wait(30)
-
-    def _next(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            part = os.read(self._in, 1 << 20)
-            assert part, "the browser has gone"
-            self._rest += part
-        whole, _, self._rest = self._rest.partition(b"\0")
-        return json.loads(whole)
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +37,20 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     place = tmp_path_factory.mktemp("page")
     with served(place, packed(place / "tiny.graft")) as service:
         yield service
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, Path]]:
+    """A service whose bundle knows its limits, with an index; and the indexed photos."""
+    place = tmp_path_factory.mktemp("rich")
+    bundle = packed(place / "tiny.graft", knowing=knowing())
+    (place / "photos").mkdir()
+    for seed in range(12):
+        (place / "photos" / f"{seed:02}.png").write_bytes(image_bytes(seed))
+    for _ in indexing(load(bundle), place / "photos", out=place / "index"):
+        pass
+    with served(place, bundle, "--index", place / "index") as service:
+        yield service, place / "photos"
 
 
 SHOWN = """[...document.querySelectorAll('.answer')].map(card => ({
@@ -226,19 +143,73 @@ def test_the_docs_show_every_address(browser: Browser, service: Served) -> None:
     assert "/predict" in browser.run("document.body.innerText")
 
 
+def test_unknown_images_are_called_so_and_why(browser: Browser, rich: tuple[Served, Path]) -> None:
+    service, photos = rich
+    told = set()
+    for photo in sorted(photos.iterdir()):
+        said = service.get("/predict", photo.read_bytes())["predictions"][0]
+        browser.open(service.url + "/")
+        browser.choose(photo)
+        browser.wait_for("document.querySelectorAll('.answer').length === 1")
+        shown = browser.run("document.querySelector('.label').textContent")
+        reason = browser.run("document.querySelector('.unknown')?.textContent || ''")
+        assert shown == ("Unknown" if said["unknown"] else said["label"])
+        assert bool(reason) == said["unknown"] and (not reason or f"then {said['label']}." in reason)
+        assert ", ".join(said["labels_90"]) in browser.run("document.querySelector('.likely').textContent")
+        told.add(said["unknown"])
+        if len(told) == 2:
+            return
+    raise AssertionError("every image was known, or none")
+
+
+def test_what_spoke_for_the_answer_lies_over_the_picture(browser: Browser, rich: tuple[Served, Path]) -> None:
+    service, photos = rich
+    photo = photos / "03.png"
+    browser.open(service.url + "/")
+    browser.choose(photo)
+    browser.wait_for("document.querySelector('.map')")
+    browser.click("document.querySelector('.map')")
+    browser.wait_for(
+        "document.querySelector('.picture canvas') && !document.querySelector('.picture canvas').hidden"
+    )
+    said = service.get("/predict?explain=1", photo.read_bytes())["predictions"][0]["activation"]
+    assert browser.run("JSON.parse(document.querySelector('.picture canvas').dataset.map)") == said["map"]
+    assert browser.run("document.querySelector('.map').getAttribute('aria-pressed')") == "true"
+    box = "(one => [one.width, one.height])(document.querySelector('.picture %s').getBoundingClientRect())"
+    assert browser.run(box % "canvas") == pytest.approx(browser.run(box % "img"), abs=1)
+    browser.click("document.querySelector('.map')")
+    browser.wait_for("document.querySelector('.picture canvas').hidden")
+
+
+def test_similar_images_are_shown_and_samples_can_be_tried(
+    browser: Browser, rich: tuple[Served, Path]
+) -> None:
+    service, photos = rich
+    browser.open(service.url + "/")
+    browser.wait_for("document.querySelectorAll('#samples button').length === 6")
+    browser.click("document.querySelector('#samples button')")
+    browser.wait_for("document.querySelectorAll('.answer .gallery li').length === 8")
+    names = browser.run(
+        "[...document.querySelectorAll('.answer .gallery span:first-of-type')].map(one => one.textContent.trim())"
+    )
+    assert names[0] == "00.png"
+    wide = "[...document.querySelectorAll('.answer .gallery img')].map(one => one.naturalWidth)"
+    browser.wait_for(f"{wide}.every(width => width === 24)")
+    browser.call(
+        "Emulation.setDeviceMetricsOverride", width=360, height=640, deviceScaleFactor=2, mobile=True
+    )
+    assert browser.run("document.documentElement.scrollWidth") <= 360
+    browser.call("Emulation.clearDeviceMetricsOverride")
+    assert photos.is_dir()
+
+
+def test_without_an_index_there_are_no_samples(browser: Browser, service: Served) -> None:
+    browser.open(service.url + "/")
+    browser.wait_for("facts !== null")
+    assert browser.run("document.getElementById('samples').hidden")
+
+
 def test_nothing_was_asked_of_anybody_else(browser: Browser) -> None:
     """Runs last: over all of the above, no request to another place, no refused script, no fault in the log."""
-    browser.run("1")
-    asked = [
-        event["params"]["request"]["url"]
-        for event in browser.events
-        if event.get("method") == "Network.requestWillBeSent"
-    ]
-    assert asked and all(url.startswith(("http://127.0.0.1:", "blob:", "data:")) for url in asked)
-    logged = [
-        event["params"]["entry"]["text"]
-        for event in browser.events
-        if event.get("method") == "Log.entryAdded"
-    ]
-    assert not [text for text in logged if "status of 4" not in text], logged
-    assert not [event for event in browser.events if event.get("method") == "Runtime.exceptionThrown"]
+    assert any(event.get("method") == "Network.requestWillBeSent" for event in browser.events)
+    assert not browser.faults()

@@ -18,7 +18,7 @@ from made_service import image_bytes, packed
 from served import served
 
 from graft.deploy.bundle import load
-from graft.serving import process
+from graft.serving import process, wire
 from graft.serving.process import Service
 from graft.serving.settings import Limits, resolved
 
@@ -121,7 +121,7 @@ def test_what_cannot_start_says_why(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_header_that_does_not_end_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(wire, "HEADER_SECONDS", 0.3)
     service = Service(resolved([folder], port=0, limits=Limits(body_seconds=0.3)))
     server = process._server(service._app, service._settings)
     port = service._socket.getsockname()[1]

@@ -29,7 +29,7 @@ COST = {
     "latency_ms": (*NUMBER, type(None)),
     "train_seconds": NUMBER,
 }
-STRATEGIES = ("frozen", "random", "scratch", "partial", "full")
+STRATEGIES = ("frozen", "random", "scratch", "partial", "full", "shrunk")
 METRICS = ("macro_f1", "accuracy", "log_loss", "balanced_accuracy")
 
 

@@ -26,6 +26,12 @@ def score(metric: str, one: Trial) -> float:
     )
 
 
+def score_on(metric: str, one: Trial, rows: np.ndarray) -> float:
+    whole = np.ones((1, int(rows.sum())), np.float32)
+    wanted = targets(len(one.probabilities))[rows]
+    return float(bootstrap(metric, one.probabilities[rows], wanted, whole)[0])
+
+
 @pytest.mark.parametrize("metric", list(METRICS))
 def test_the_cheapest_of_the_tied_is_chosen(metric: str) -> None:
     trials = [
@@ -90,9 +96,23 @@ def test_if_nothing_meets_the_limits_the_nearest_is_offered_and_the_miss_is_name
     assert only_size.missed.endswith("near; --max-size 3.0 MB is missed by 500 bytes.")
 
 
+def test_an_unfinished_trial_is_chosen_only_where_it_is_better_for_sure_on_what_it_predicted() -> None:
+    whole, unfinished = trial("whole", BAD, size=1), incomplete(trial("cut short", GOOD, size=9_000_000))
+    choice = chosen_from([whole, unfinished, trial("other", BAD, size=2)])
+    done = ~np.isnan(unfinished.probabilities).any(axis=1)
+    assert choice.chosen == choice.best == 1 and (choice.rows == done).all() and not done.all()
+    assert choice.scores[0] == pytest.approx(score_on("macro_f1", whole, done))
+    worse = choice.differences[0]
+    assert worse is not None and worse.high < 0
+    level = chosen_from([trial("whole", GOOD, size=9_000_000), incomplete(trial("cut short", EQUAL, size=1))])
+    assert level.chosen == 0 and level.rows.all() and level.scores[1] is None
+    too_large = chosen_from([whole, unfinished], limits=Limits(max_bytes=10))
+    assert too_large.chosen == 0 and too_large.rows.all()
+
+
 def test_incomplete_and_unexportable_trials_are_never_chosen_but_compared() -> None:
     trials = [
-        incomplete(trial("cut short", GOOD, size=1)),
+        incomplete(trial("cut short", BAD, size=1)),
         trial("torch only", GOOD, size=None, latency=None),
         trial("whole", BAD, size=9_000_000),
     ]
@@ -164,10 +184,12 @@ def test_what_holds_for_all_trials(
     choice = chosen_from(trials, metric=metric, limits=limits)
     assert choice == chosen_from(trials, metric=metric, limits=limits)
     chosen, sign = trials[choice.chosen], METRICS[metric].sign
-    assert chosen.complete and choice.is_tied(choice.chosen) and choice.is_tied(choice.best)
+    assert chosen.complete or choice.scores[choice.chosen] is not None and not choice.rows.all()
+    assert choice.is_tied(choice.chosen) and choice.is_tied(choice.best)
     for i in choice.tied:
         assert (chosen.model_bytes, chosen.latency_ms) <= (trials[i].model_bytes, trials[i].latency_ms)
-        assert score(metric, trials[i]) <= score(metric, trials[choice.best])
+        own, best = choice.scores[i], choice.scores[choice.best]
+        assert own is not None and best is not None and sign * own <= sign * best
     # The promise is never better than what the choice itself scored.
     own = choice.scores[choice.chosen]
     assert own is not None and sign * choice.headline.value <= sign * own + 1e-12

@@ -17,10 +17,13 @@ from study_schema import problems
 import graft
 from graft.studies import finalists, results
 from graft.studies.choice import Choice, choose
-from graft.studies.finalists import cuts_below
+from graft.studies.finalists import Cost, Level, Option, cuts_below, planned
 from graft.studies.frame import Event
 from graft.studies.search import studying
 from graft.studies.settings import resolved
+
+
+SHORT = (Level(epochs=2, views=1, folds=0, least=2),)
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +39,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs are enough to see the machinery."""
-    monkeypatch.setattr(finalists, "TRIED", ((2, 1),))
+    monkeypatch.setattr(finalists, "LEVELS", SHORT)
 
 
 def work(photos: Path, weights: Path, out: Path) -> Generator[Event, None, graft.StudyResult]:
@@ -60,12 +63,12 @@ def study(
 ) -> tuple[list[Event], graft.StudyResult]:
     place = tmp_path_factory.mktemp("tuned_run")
     os.environ["GRAFT_CACHE"] = str(place / "cache")
-    before = finalists.TRIED
-    finalists.TRIED = ((2, 1),)
+    before = finalists.LEVELS
+    finalists.LEVELS = SHORT
     try:
         return finish(work(photos, weights, place / "run"))
     finally:
-        finalists.TRIED = before
+        finalists.LEVELS = before
 
 
 def scores(result: graft.StudyResult) -> dict[str, Any]:
@@ -137,11 +140,11 @@ def test_a_tuned_choice_is_fitted_packed_and_predicts(
 @pytest.mark.parametrize(
     ("tap", "cuts"),
     [
-        ("head", ["s3", "s2", ""]),
-        ("s4", ["s3", "s2", ""]),
-        ("s2", ["s1", ""]),
+        ("head", ["s2", "", "s3"]),
+        ("s4", ["s2", "", "s3"]),
+        ("s2", ["", "s1"]),
         ("s1", [""]),
     ],
 )
-def test_depths_are_the_last_stage_the_last_two_and_everything(tap: str, cuts: list[str]) -> None:
+def test_depths_are_the_last_two_stages_everything_and_the_last_stage(tap: str, cuts: list[str]) -> None:
     assert cuts_below(["s1", "s2", "s3", "s4", "head"], tap) == cuts

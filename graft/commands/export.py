@@ -1,0 +1,82 @@
+"""graft export: a packed model in the form that another place needs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from graft.errors import SettingsError
+
+
+def add(commands: Any) -> None:
+    export = commands.add_parser("export", help="write a packed model for another place, such as a browser")
+    export.add_argument("bundle", help="a folder model.graft")
+    export.add_argument("--to", metavar="FORM", required=True, help=f"one of {', '.join(FORMS)}")
+    export.add_argument("--out", metavar="DIR", help="where to (default: the bundle's name with the form)")
+    export.add_argument(
+        "--runtime",
+        metavar="PATH",
+        help="for web: a folder with the files of onnxruntime-web, or its npm package",
+    )
+    export.add_argument(
+        "--calibrate",
+        metavar="PHOTOS",
+        help="for onnx-int8: a folder of photos like those to come (for the others: photos to check on)",
+    )
+    export.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.to not in FORMS:
+        raise SettingsError(f"--to {options.to}: choose one of {', '.join(FORMS)}.")
+    if options.runtime and options.to != "web":
+        raise SettingsError(f"--runtime belongs to --to web, not to --to {options.to}.")
+    if options.calibrate and options.to == "web":
+        raise SettingsError("--calibrate belongs to --to onnx, onnx-int8 and openvino, not to --to web.")
+    folder = Path(options.bundle)
+    out = Path(options.out) if options.out else folder.with_name(f"{folder.stem}-{options.to}")
+    return FORMS[options.to](options, out)
+
+
+def _web(options: argparse.Namespace, out: Path) -> int:
+    from graft.deploy.bundle import load
+    from graft.deploy.web_folder import PACKAGE, RUNTIME_VERSION, web_folder
+
+    runtime = Path(options.runtime) if options.runtime else None
+    written = web_folder(load(options.bundle, threads=1), out, runtime=runtime)
+    print(f"{written.folder}: {written.size / 1e6:.1f} MB for any web server.")
+    print(f"to try it: python3 -m http.server --directory {written.folder}")
+    if written.absent:
+        print(
+            f"graft: it lacks files of the npm package {PACKAGE} {RUNTIME_VERSION}, which could not be had here. "
+            f"Put them there from its folder dist/, or export again with --runtime:",
+            file=sys.stderr,
+        )
+        for name, digest in written.absent:
+            print(f"  {written.folder / name}  sha256 {digest}", file=sys.stderr)
+    return 0
+
+
+def _converted(options: argparse.Namespace, out: Path) -> int:
+    from graft.commands.files import image_files
+    from graft.deploy.conversion import to_int8, to_onnx, to_openvino
+
+    photos = image_files([Path(options.calibrate)]) if options.calibrate else []
+    forms = {"onnx": to_onnx, "onnx-int8": to_int8, "openvino": to_openvino}
+    made = forms[options.to](options.bundle, out, photos=photos)
+    print(
+        f"{made.folder}: {made.bytes / 1e6:.2f} MB; on {made.images} images {made.agreement:.1%} of the decisions are "
+        f"those of the bundle, probabilities differ by at most {made.largest_difference:.2g}."
+    )
+    return 0
+
+
+FORMS: dict[str, Callable[[argparse.Namespace, Path], int]] = {
+    "web": _web,
+    "onnx": _converted,
+    "onnx-int8": _converted,
+    "openvino": _converted,
+}

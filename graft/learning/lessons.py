@@ -1,0 +1,103 @@
+"""What is learned from in an epoch: the rows and their order, mixed pairs, and the loss.
+
+In: a source of batches, targets, the rows of a training fold, the settings. Out: a `Lesson`, and the loss of a batch.
+Weighted cross-entropy, with the classes' shares on the logits where that was asked for (logit adjustment: Menon et al.
+2021, arXiv 2007.07314); MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) are torchvision's. Behind a frozen prefix
+both mix its maps instead of images. Every draw comes from the generator that is given.
+
+Not covered: CutMix of maps without height and width (`mixable` says so before anything is trained).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor, nn
+
+from graft.learning.inner import class_weights, drawn, kept_back, log_prior
+from graft.learning.prefix import Source
+from graft.learning.tune_settings import TuneSettings
+from graft.learning.tuner import Tuner
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """`learn`, `check`: the rows to learn from and those kept back. `weights`, `prior`: of each class in the loss."""
+
+    source: Source
+    targets: Int64[np.ndarray, " n"]
+    learn: Int64[np.ndarray, " l"]
+    check: Int64[np.ndarray, " b"]
+    weights: Float32[np.ndarray, " k"]
+    prior: Float32[np.ndarray, " k"]
+
+
+def lesson_of(
+    source: Source,
+    targets: Int64[np.ndarray, " n"],
+    rows: Int64[np.ndarray, " m"],
+    *,
+    groups: Int64[np.ndarray, " n"],
+    classes: int,
+    settings: TuneSettings,
+    seed: int,
+) -> Lesson:
+    """The lesson of these rows; no other row is read."""
+    learn, check = kept_back(targets, groups, rows, share=settings.validation_share, seed=seed)
+    labels = targets[learn]
+    weights = class_weights(labels, classes, settings.balance)
+    return Lesson(source, targets, learn, check, weights, log_prior(labels, classes, settings.balance))
+
+
+def batches(
+    lesson: Lesson, settings: TuneSettings, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Int64[Tensor, " b"]]]:
+    """The maps and labels of one epoch, batch by batch."""
+    random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    order = lesson.learn[drawn(lesson.targets[lesson.learn], settings.balance, random)]
+    for rows in np.array_split(order, math.ceil(len(order) / settings.batch_size)):
+        yield lesson.source.training(rows, generator), torch.from_numpy(lesson.targets[rows])
+
+
+def loss_of(
+    tuner: Tuner,
+    maps: Tensor,
+    labels: Int64[Tensor, " b"],
+    lesson: Lesson,
+    settings: TuneSettings,
+    generator: torch.Generator,
+) -> Tensor:
+    """The loss of one batch, with gradients."""
+    device = tuner.compute.device
+    weights, prior = (torch.from_numpy(part).to(device) for part in (lesson.weights, lesson.prior))
+    wanted = labels.to(device)
+    if settings.mixup > 0 or settings.cutmix > 0:
+        maps, wanted = _mixed(maps, wanted, len(weights), settings, generator)
+    logits = tuner.logits(maps, generator) + prior
+    return nn.functional.cross_entropy(logits, wanted, weights, label_smoothing=settings.label_smoothing)
+
+
+def mixable(maps: Tensor) -> bool:
+    """Whether a rectangle of another image can be put into these: whether they have height and width."""
+    return maps.ndim == 4 and min(maps.shape[2:]) > 1
+
+
+def _mixed(
+    maps: Tensor, labels: Tensor, classes: int, settings: TuneSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each image mixed with the one before it, and the shares of both classes; MixUp or CutMix, whichever is drawn."""
+    from torchvision.transforms import v2
+
+    kinds = [v2.MixUp(alpha=settings.mixup, num_classes=classes)] if settings.mixup > 0 else []
+    kinds += [v2.CutMix(alpha=settings.cutmix, num_classes=classes)] if settings.cutmix > 0 else []
+    seed, choice = torch.randint(2**62, (2,), generator=generator).tolist()
+    flat = maps if maps.ndim == 4 else maps.reshape(len(maps), 1, 1, -1)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        mixed, shares = kinds[choice % len(kinds)](flat, labels)
+    return mixed.reshape(maps.shape) if maps.ndim != 4 else mixed, shares

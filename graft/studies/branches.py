@@ -1,0 +1,100 @@
+"""What the packed model of a candidate costs, and one model of several fitted ones.
+
+In: a candidate, or its fitted members. Out: parameters, bytes and latency of the graph that will be packed (with weights
+that do not matter), and the one `Fitted` whose answer is the mean. Cost: an export, and 0.1 s of latency; kept by content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from jaxtyping import Float32, Int64
+
+from graft.backbones.graph import parameters, tap_output
+from graft.compute import cpu_name
+from graft.deploy.assemble import assembled
+from graft.deploy.branches import averaged
+from graft.judging.cost import latency_ms
+from graft.store import content_key
+from graft.studies.candidate import Candidate
+from graft.studies.finish import Fitted
+from graft.studies.frame import Frame
+from graft.studies.probe import LATENCY_THREADS
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCosts:
+    """Of the packed model."""
+
+    parameters: int
+    bytes: int
+    latency_ms: float
+
+
+def joined(fitted: Sequence[Fitted]) -> Fitted:
+    """The one fitted run, or the mean of all as one model."""
+    if len(fitted) == 1:
+        return fitted[0]
+    model = averaged([onnx.load_from_string(one.model) for one in fitted])
+
+    def torch_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
+        return np.stack([one.torch_probabilities(images) for one in fitted]).mean(axis=0)
+
+    def probabilities(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m k"]:
+        return np.stack([one.probabilities(rows) for one in fitted]).mean(axis=0)
+
+    return Fitted(model.SerializeToString(), fitted[0].geometry, torch_probabilities, probabilities)
+
+
+def model_costs(frame: Frame, candidate: Candidate) -> ModelCosts:
+    """What the packed model will cost."""
+    key = content_key(
+        "train-cost.v1",
+        candidate.recipe.key,
+        frame.classes,
+        LATENCY_THREADS,
+        cpu_name(),
+        frame.compute.device,
+    )
+    stored = frame.store.get(key)
+    if stored is None:
+        models = [_dummy(frame, candidate, run) for run in range(candidate.page.ensemble)]
+        model = averaged(models) if len(models) > 1 else models[0]
+        content = model.SerializeToString()
+        latency = latency_ms(content, threads=LATENCY_THREADS, seconds=0.06)
+        facts = {"parameters": parameters(model), "bytes": len(content), "latency_ms": latency}
+        stored = frame.store.put(key, facts)
+    found = stored.facts
+    return ModelCosts(int(found["parameters"]), int(found["bytes"]), float(found["latency_ms"]))
+
+
+def _dummy(frame: Frame, candidate: Candidate, run: int) -> onnx.ModelProto:
+    """The graph with a head of random weights; where something learns, every run has weights of its own."""
+    import torch
+
+    from graft.backbones.export import export
+    from graft.learning.heads import HeadKind, fresh_head
+
+    opened = candidate.network(frame, run)
+    settings = candidate.settings
+    if candidate.trunk is not None and run:
+        with torch.no_grad():
+            for name, weight in opened.trunk.network.named_parameters():
+                if name not in candidate.frozen and settings.cut != candidate.tap.name:
+                    weight.mul_(1 + 0.001 * run)
+    graph = onnx.load_from_string(export(opened, size=candidate.geometry.size))
+    kind: HeadKind = "mlp" if settings.head == "mlp" else "linear"
+    head = fresh_head(
+        kind, candidate.tap.features, classes=frame.classes, unit_length=settings.unit_length, seed=run
+    )
+    return assembled(
+        graph,
+        tap_output(candidate.tap.index),
+        weight=head.weight,
+        bias=head.bias,
+        unit_length=head.unit_length,
+        hidden=head.hidden,
+    )

@@ -1,0 +1,247 @@
+"""A shrunk candidate fitted on all images, and `graft shrink`: the smallest model of a finished study.
+
+In: the run folder of a study. Out: its trials continued with smaller ones (`graft.studies.shrinking`), the bundle
+`model-small.graft` beside the study's own, which is never touched, and `study.json` with the part `shrink` and the new
+candidates. After SIGKILL the same call goes on where it was.
+
+Not covered: runs of `graft train`, whose single recipe is no study.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from threading import Event as Flag
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from threadpoolctl import threadpool_limits
+
+from graft.deploy.quantise import outputs_of
+from graft.deploy.reading import READING
+from graft.errors import RunError
+from graft.images.pixels import open_pixels
+from graft.judging.metrics import METRICS
+from graft.learning import ridge
+from graft.studies import results
+from graft.studies.choice import Limits, choose, megabytes
+from graft.studies.finish import Fitted, packing
+from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.rungs import Progress
+from graft.studies.settings import Settings
+from graft.studies.shrinking import TOLERANCE, shrink_rung
+from graft.studies.shrinking_variants import (
+    prepared_trunk,
+    small_graph,
+    some_images,
+    variant_of,
+    with_head,
+)
+
+SMALL_BUNDLE = "model-small.graft"
+UNLIMITED = 7 * 24 * 3600.0
+
+
+def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Fitted]:
+    """Thinned, quantised and fitted once more, on all development images.
+
+    What the packed model is held against is its own way out of the folds: the features that its graph puts out in ONNX
+    Runtime, and the head in numpy.
+    """
+    yield Event(
+        "progress", f"{trial.recipe.name}: fitting on all images", remaining_seconds=frame.remaining_seconds()
+    )
+    base = next(one for one in trials if one.recipe.name == trial.about["shrunk"]["base"])
+    pixels = open_pixels(frame.dataset, base.recipe.geometry, store=frame.store)
+    graph, _ = small_graph(prepared_trunk(frame, base), variant_of(trial), some_images(pixels, frame.rows))
+    features = outputs_of(graph, pixels, READING, threads=frame.compute.threads)
+    with threadpool_limits(1):
+        head = ridge.fit(
+            features[frame.rows],
+            frame.targets,
+            classes=frame.classes,
+            criterion=criterion(frame.settings.metric),
+        )
+
+    def own_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
+        return head.probabilities(outputs_of(graph, images, READING))
+
+    def probabilities(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m k"]:
+        return head.probabilities(features[rows])
+
+    def embeddings(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+        return ridge.unit(features[rows])
+
+    return Fitted(
+        with_head(graph, head).SerializeToString(),
+        base.recipe.geometry,
+        own_probabilities,
+        probabilities,
+        embeddings,
+    )
+
+
+def shrinking(
+    run: Path,
+    *,
+    tolerance: float = TOLERANCE,
+    max_bytes: int | None = None,
+    max_latency_ms: float | None = None,
+    halt: Flag | None = None,
+) -> Generator[Event, None, results.StudyResult]:
+    """Continue the finished study in `run` with smaller models, and pack the smallest that holds.
+
+    Once `halt` is set, with those measured so far.
+
+    Raises RunError if there is no finished study, or its images have changed; GraftError for whatever else is wrong.
+    """
+    from graft.studies.search import studying
+
+    known = results.read(run).facts
+    settings, command = settings_of(run)
+
+    def ending(frame: Frame, done: Progress, _: str) -> Generator[Event, None, results.StudyResult]:
+        yield from shrink_rung(frame, done, tolerance=tolerance, limited=False)
+        limits = Limits(max_bytes, max_latency_ms)
+        yield from _packed(frame, done, known, limits, tolerance)
+        return results.read(run)
+
+    return (yield from studying(settings, command=command, halt=halt, ending=ending))
+
+
+def settings_of(run: Path) -> tuple[Settings, str]:
+    """The settings of the study in a run folder, without an end of its budget, and the command that made it."""
+    try:
+        written = json.loads((run / results.RUN).read_text(encoding="utf-8"))
+        facts, asked = written["settings"], written["settings"]["asked"]
+        limits = facts["limits"]
+        settings = Settings(
+            source=Path(asked["source"]),
+            out=run,
+            budget_seconds=UNLIMITED,
+            weights=Path(facts["weights"]) if facts["weights"] else None,
+            backbones=tuple(facts["backbones"]),
+            folds=asked["folds"],
+            metric=facts["metric"],
+            max_bytes=limits["max_bytes"],
+            max_latency_ms=limits["max_latency_ms"],
+            only=facts["only"],
+            fit=facts["fit"],
+            groups=asked["groups"],
+            device=asked["device"],
+            seed=facts["seed"],
+        )
+        return settings, str(written.get("command") or "")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{run / results.RUN} does not say how this study was made ({error}): it is of an older Graft, or damaged. "
+            "Run the study again."
+        ) from error
+
+
+def _packed(
+    frame: Frame, done: Progress, known: dict[str, Any], limits: Limits, tolerance: float
+) -> Generator[Event, None, None]:
+    """Choose, pack beside the study's bundle, and write `study.json` with what is new."""
+    told = done.extras["shrink"]
+    by_name = {trial.recipe.name: trial for trial in done.trials}
+    picked, missed = pick(told, by_name, limits)
+    yield Event("notice", missed or f"{picked.recipe.name} becomes {SMALL_BUNDLE}.")
+    choice = choose(
+        done.trials,
+        frame.targets,
+        frame.dataset.groups[frame.rows],
+        metric=frame.settings.metric,
+        limits=Limits(),
+        seed=frame.settings.seed,
+    )
+    rows = {row["id"]: row for row in results.candidate_rows(frame, done.trials, choice)}
+    old = {row["id"] for row in known["candidates"]}
+    facts = dict(known)
+    facts["candidates"] = sorted(
+        [*known["candidates"], *(row for name, row in rows.items() if name not in old)],
+        key=lambda row: -METRICS[frame.settings.metric].sign * row["metrics"].get(frame.settings.metric, 0.0),
+    )
+    row = rows[picked.recipe.name]
+    told |= {
+        "choice": picked.recipe.name,
+        "limits": {"max_bytes": limits.max_bytes, "max_latency_ms": limits.max_latency_ms},
+        "missed": missed or None,
+        "bundle": SMALL_BUNDLE,
+    }
+    folder = frame.settings.out / SMALL_BUNDLE
+    if frame.journal.find("packed_small", {"recipe": picked.recipe.key}) is None or not folder.exists():
+        fitted = yield from _fitted_small(frame, done, picked)
+        yield Event("progress", "packing and checking")
+        packing(frame, folder, fitted, _about(frame, known, row, picked, told), trial=picked)
+        frame.journal.append("packed_small", {"recipe": picked.recipe.key})
+    facts["shrink"] = told
+    results.write_json(frame.settings.out / results.STUDY, facts)
+
+
+def _fitted_small(frame: Frame, done: Progress, trial: Trial) -> Generator[Event, None, Fitted]:
+    from graft.studies.search import fitted_on_all
+
+    return (yield from fitted_on_all(frame, done, trial))
+
+
+def pick(told: dict[str, Any], by_name: dict[str, Trial], limits: Limits) -> tuple[Trial, str]:
+    """The smallest candidate within the tolerance and the limits, and a sentence where nothing is.
+
+    Then it is the one nearest to the limits among those within the tolerance or, without limits, the reference itself.
+    """
+    floor = told["reference"]["score"]
+    sign = METRICS[told["metric"]].sign
+    good = [
+        by_name[point["id"]]
+        for point in told["curve"]
+        if sign * (floor - point["score"]) <= told["tolerance"] and point["id"] not in refused(told)
+    ]
+    within = [trial for trial in good if limits.excess(trial) <= 1]
+    if within:
+        return min(within, key=lambda t: (t.model_bytes or 0, t.latency_ms or 0.0)), ""
+    nearest = min(good, key=limits.excess)
+    size, latency = megabytes(nearest.model_bytes or 0), nearest.latency_ms or 0.0
+    return nearest, (
+        f"Nothing within the tolerance meets the limits; the nearest is {nearest.recipe.name} ({size}, {latency:.2g} ms). "
+        "Give a larger --max-size, --max-latency or --tolerance."
+    )
+
+
+def refused(told: dict[str, Any]) -> set[str]:
+    """The steps that did not pass their gates."""
+    return {step["id"] for step in told["steps"] if not step["accepted"]}
+
+
+def _about(
+    frame: Frame, known: dict[str, Any], row: dict[str, Any], trial: Trial, told: dict[str, Any]
+) -> dict[str, Any]:
+    """What the small bundle tells of itself."""
+    from graft.studies.search import about_bundle
+
+    metric = METRICS[frame.settings.metric]
+    low, high = row["interval"][metric.name]
+    facts = {
+        **known,
+        "candidates": [row],
+        "choice": {
+            **known["choice"],
+            "id": trial.recipe.name,
+            "headline": {
+                metric.name: row["metrics"][metric.name],
+                "interval": [low, high],
+                "kind": "bbc-cv",
+                "metric": metric.name,
+            },
+            "reason": told["sentence"],
+            "test": None,
+        },
+    }
+    about = about_bundle(facts, trial)
+    about["headline"] = (
+        f"{metric.label} {metric.text(row['metrics'][metric.name])} (95 % interval {metric.text(low)} to "
+        f"{metric.text(high)}), cross-validated, not corrected for having been picked."
+    )
+    return {**about, "precision": variant_of(trial).precision}

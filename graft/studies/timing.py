@@ -1,0 +1,69 @@
+"""How long a fine-tuning will take on this machine: a few steps, timed.
+
+In: an `Option` and its cut network. Out: its `Cost` as measured. It predicts, and decides nothing: what is tried is
+planned without a clock. Cost: six training steps, two batches of views and one of answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graft.images.pixels import open_pixels
+from graft.studies.finalists import Cost, Option
+from graft.studies.frame import Frame
+
+if TYPE_CHECKING:
+    from graft.learning.cutting import Cut
+else:
+    Cut = Any
+
+STEPS = 4
+
+
+def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
+    """Seconds per image to train, to predict, and per view behind the prefix."""
+    import torch
+
+    from graft.images.views import suited
+    from graft.learning.finetune import rates_of
+    from graft.learning.loop import threads
+    from graft.learning.prefix import LiveViews, strengthened
+    from graft.learning.ridge import RidgeHead
+    from graft.learning.tuner import Tuner
+
+    rows = frame.rows[: option.settings.batch_size]
+    pixels = open_pixels(frame.dataset, option.trial.recipe.geometry, store=frame.store)
+    augmentation = strengthened(suited(pixels, frame.dataset.targets, rows), "light")
+    source = LiveViews(pixels, augmentation, cutting, frame.compute)
+    labels = torch.from_numpy(frame.dataset.targets[rows]).to(frame.compute.device)
+    with threads(frame.compute):
+        maps = source.training(rows, torch.Generator().manual_seed(0))
+        features = cutting.tail.to(frame.compute.device)(maps.float()).shape[1]
+        zeros = np.zeros((features, frame.classes), np.float32)
+        head = RidgeHead(zeros, zeros[0].copy(), 0.0, 0.0, 1.0)
+        tuner = Tuner(cutting, head, rates_of(option.settings), frame.compute, statistics=False)
+
+        def step() -> None:
+            tuner.learn(torch.nn.functional.cross_entropy(tuner.logits(maps), labels), total=100)
+
+        step()
+        step()
+        stepped = _mean_seconds(step, times=STEPS)
+        viewed = _mean_seconds(lambda: source.training(rows, torch.Generator().manual_seed(1)), times=2)
+        asked = _mean_seconds(lambda: float(tuner.answers(maps).sum()), times=2)
+    per = 1 / len(rows)
+    if option.cut and option.settings.views:
+        return Cost(stepped * per, asked * per, viewed * per)
+    return Cost((stepped + viewed) * per, (asked + viewed / 4) * per, 0.0)
+
+
+def _mean_seconds(work: Callable[[], object], *, times: int) -> float:
+    """The mean seconds of a call."""
+    begun = time.monotonic()
+    for _ in range(times):
+        work()
+    return (time.monotonic() - begun) / times

@@ -1,0 +1,306 @@
+"""The one candidate of `graft train` measured on the folds, as often as it has seeds.
+
+In: a `Candidate`. Out: its `Trial` (that of the first seed), and how far the seeds differ.
+A run is one training with a seed of its own; a candidate has `ensemble` of them for each of its `seeds`, and the mean of
+their probabilities is its answer. Every finished (run, fold) is in the journal and every finished epoch in a checkpoint,
+so a kill costs at most one epoch.
+
+Not covered: the last fit (`graft.studies.last_fit`); choosing, testing, packing (`graft.studies.search`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from graft.judging.metrics import METRICS
+from graft.store import content_key
+from graft.studies.bench import Bench, training
+from graft.studies.board import board
+from graft.studies.branches import model_costs
+from graft.studies.candidate import (
+    Candidate,
+    augmentation_for,
+    bench_for,
+    bench_of_run,
+    show_views,
+)
+from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.journal import TRIALS
+from graft.studies.page import FIND
+from graft.studies.probe import activating
+from graft.studies.rungs import Progress, Working, tell
+
+if TYPE_CHECKING:
+    from graft.learning.finetune import Tuned
+    from graft.learning.tune_settings import TuneSettings
+else:
+    Tuned = TuneSettings = Any
+
+APART = 1_000_000  # between the seeds of two runs
+
+
+@dataclass(slots=True)
+class Workshop:
+    """What is opened once and used by every run. `features` are those of a closed-form head, `bench` of the others."""
+
+    frame: Frame
+    candidate: Candidate
+    bench: Bench | None = None
+    features: np.ndarray | None = None
+    curves: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # by run
+
+
+def measuring(work: Workshop, done: Progress) -> Working:
+    """Measure the candidate with its first seed, then with the others as far as the budget goes."""
+    frame, candidate = work.frame, work.candidate
+    page = candidate.page
+    yield from _first(work, done)
+    if not done.trials[0].complete:
+        return
+    yield Event("board", "measured on every fold", board=board(frame, done.trials))
+    if page.seeds == 1:
+        return
+    measured = [done.trials[0].probabilities]
+    with closing(_further(work, measured, done)) as others:
+        for event in others:
+            yield event
+            if frame.halt.is_set():
+                break
+    if len(measured) > 1:
+        done.extras["seeds"] = spread(measured, frame)
+        yield from tell(done, done.extras["seeds"]["sentence"])
+
+
+def _first(work: Workshop, done: Progress) -> Working:
+    frame, candidate = work.frame, work.candidate
+    trial = yield from _trial(work)
+    done.trials.append(trial)
+    if frame.journal.find("first_answer", {}) is None:
+        frame.journal.append("first_answer", {})
+    shown = METRICS[frame.settings.metric]
+    if trial.complete:
+        value = shown.sign * criterion(shown.name)(trial.probabilities, frame.targets)
+        yield Event("result", f"{candidate.recipe.name}: {shown.label} {shown.text(value)}")
+
+
+def _further(work: Workshop, measured: list[np.ndarray], done: Progress) -> Working:
+    page = work.candidate.page
+    for seed in range(1, page.seeds):
+        if work.frame.remaining_seconds() <= 0:
+            yield from tell(done, f"The budget ended after {seed} of {page.seeds} seeds.")
+            return
+        probabilities, _ = yield from _of_seed(work, seed)
+        if np.isnan(probabilities).any():
+            return
+        measured.append(probabilities)
+
+
+def spread(measured: Sequence[np.ndarray], frame: Frame) -> dict[str, Any]:
+    """How far the seeds differ on the leading metric."""
+    metric = METRICS[frame.settings.metric]
+    values = [metric.sign * criterion(metric.name)(rows, frame.targets) for rows in measured]
+    mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
+    return {
+        "metric": metric.name,
+        "values": values,
+        "mean": mean,
+        "least": min(values),
+        "most": max(values),
+        "deviation": deviation,
+        "sentence": (
+            f"{metric.label} over {len(values)} seeds on the same folds: mean {metric.text(mean)}, from "
+            f"{metric.text(min(values))} to {metric.text(max(values))}, standard deviation "
+            f"{metric.difference_text(deviation).lstrip('+')}. The packed model is that of the first seed, "
+            f"{metric.text(values[0])}."
+        ),
+    }
+
+
+def _trial(work: Workshop) -> Generator[Event, None, Trial]:
+    frame, candidate = work.frame, work.candidate
+    if candidate.closed:
+        trunk = candidate.trunk
+        assert trunk is not None
+        from graft.images.pixels import open_pixels
+
+        pixels = open_pixels(frame.dataset, candidate.geometry, store=frame.store)
+        activations = yield from activating(frame, trunk, pixels)
+        work.features = np.asarray(activations.tap(candidate.tap.index), np.float32)
+    probabilities, seconds = yield from _of_seed(work, 0)
+    cost = model_costs(frame, candidate)
+    trunk = candidate.trunk
+    return Trial(
+        recipe=candidate.recipe,
+        probabilities=probabilities,
+        train_seconds=seconds,
+        extract_seconds=0.0,
+        model_bytes=cost.bytes,
+        parameters=cost.parameters,
+        latency_ms=cost.latency_ms,
+        tap_index=candidate.tap.index,
+        taps=candidate.taps,
+        about={
+            "family": candidate.entry.family,
+            "source": "random weights" if trunk is None else trunk.origin,
+            "licence": "Apache-2.0" if trunk is None else candidate.entry.licence,
+            "runner": "torch",
+        },
+        curves=tuple(
+            {**curve, "run": run} if candidate.page.ensemble > 1 else curve
+            for run in range(candidate.page.ensemble)
+            for curve in work.curves.get(run, [])
+        ),
+    )
+
+
+def _of_seed(work: Workshop, seed: int) -> Generator[Event, None, tuple[np.ndarray, float]]:
+    """The mean over the runs of one seed, for every development image, and the seconds of all of them."""
+    frame, ensemble = work.frame, work.candidate.page.ensemble
+    total = np.zeros((len(frame.dataset), frame.classes), np.float32)
+    seconds = 0.0
+    for run in range(seed * ensemble, (seed + 1) * ensemble):
+        mine = np.full_like(total, np.nan)
+        for fold in range(frame.folds.count):
+            known = frame.journal.fold(run_key(work.candidate, run), fold)
+            if known is None:
+                if frame.remaining_seconds() <= 0:
+                    break
+                known = yield from _fold(work, run, fold)
+            mine[frame.held_out(fold)] = known[1]
+            seconds += float(known[0]["seconds"])
+            if "curve" in known[0]:
+                work.curves.setdefault(run, []).append({"fold": fold, **known[0]["curve"]})
+        total += mine / ensemble
+    return total[frame.rows], seconds
+
+
+def run_key(candidate: Candidate, run: int) -> str:
+    """Under which the journal keeps what a run has finished; the first run stands for the candidate itself."""
+    return candidate.recipe.key if run == 0 else content_key("run.v1", candidate.recipe.key, run)
+
+
+def _fold(work: Workshop, run: int, fold: int) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
+    frame, candidate = work.frame, work.candidate
+    begun = frame.journal.elapsed_seconds()
+    learned, asked = frame.learned_from(fold), frame.held_out(fold)
+    facts: dict[str, Any] = {"name": candidate.recipe.name, "run": run}
+    if candidate.closed:
+        rows = closed_head(work, learned).probabilities(features_of(work)[asked])
+        yield Event("progress", f"{candidate.recipe.name}: heads", fold + 1, frame.folds.count)
+    else:
+        from graft.learning.finetune import predict
+
+        bench = yield from opened_bench(work, run)
+        settings = yield from _with_rate(work, bench, run, fold)
+        kept_in = checkpoint_of(work, run, str(fold))
+        tuned, curve = yield from training(
+            frame,
+            settings,
+            bench,
+            rows=learned,
+            seed=APART * run + fold,
+            deadline_seconds=_share(work, run, fold),
+            kept_in=kept_in,
+            text=f"{candidate.recipe.name}, fold {fold + 1} of {frame.folds.count}{of_runs(candidate, run)}",
+        )
+        rows = predict(
+            bench.cutting, bench.source, tuned, asked, features=bench.features, compute=frame.compute
+        )
+        facts["curve"] = {**curve, "batch_norm": settings.batch_norm, **_rates(settings)}
+    seconds = round(frame.journal.elapsed_seconds() - begun, 3)
+    record = frame.journal.add_fold(run_key(candidate, run), fold, rows, {**facts, "seconds": seconds})
+    if not candidate.closed:
+        kept_in.unlink(missing_ok=True)
+    return record, rows
+
+
+def of_runs(candidate: Candidate, run: int) -> str:
+    """Which run it is, in words."""
+    runs = candidate.page.ensemble * candidate.page.seeds
+    return f", run {run + 1} of {runs}" if runs > 1 else ""
+
+
+def _rates(settings: TuneSettings) -> dict[str, float]:
+    return {"trunk_rate": settings.trunk_rate, "head_rate": settings.head_rate}
+
+
+def checkpoint_of(work: Workshop, run: int, fold: str) -> Path:
+    """Where a training that was interrupted goes on from."""
+    key = run_key(work.candidate, run)[:16]
+    return work.frame.settings.out / TRIALS / f"{key}-{fold}.tune.safetensors"
+
+
+def _share(work: Workshop, run: int, fold: int) -> float | None:
+    """The seconds of this fold where there is a budget: an equal share of what is left, the last fits included."""
+    frame, page = work.frame, work.candidate.page
+    if math.isinf(frame.settings.budget_seconds):
+        return None
+    left = frame.folds.count - fold + frame.folds.count * (page.ensemble - 1 - run % page.ensemble)
+    return max(1.0, frame.remaining_seconds() / (left + page.ensemble))
+
+
+def opened_bench(work: Workshop, run: int) -> Generator[Event, None, Bench]:
+    """The bench of a run; everything that runs share is opened once."""
+    frame, candidate = work.frame, work.candidate
+    if work.bench is None:
+        augmentation = yield from augmentation_for(frame, candidate)
+        show_views(frame, candidate, augmentation)
+        work.bench = yield from bench_for(frame, candidate, augmentation)
+    return bench_of_run(frame, candidate, work.bench, run)
+
+
+def _with_rate(work: Workshop, bench: Bench, run: int, fold: int) -> Generator[Event, None, TuneSettings]:
+    """The settings of this fold: with `--lr find` the rate that a range test on its training images finds."""
+    from graft.learning.range_test import find_rate, with_rate
+
+    frame, settings = work.frame, work.candidate.settings
+    if work.candidate.page.lr != FIND:
+        return settings
+    name = {"recipe": run_key(work.candidate, run), "fold": fold}
+    known = frame.journal.find("rate", name)
+    if known is None:
+        yield Event("progress", f"{work.candidate.recipe.name}: finding the learning rate")
+        found = find_rate(
+            bench.cutting,
+            bench.source,
+            frame.dataset.targets,
+            frame.learned_from(fold),
+            groups=frame.dataset.groups,
+            features=bench.features,
+            classes=frame.classes,
+            settings=settings,
+            compute=frame.compute,
+            seed=1000 * frame.settings.seed + APART * run + fold,
+            criterion=criterion(frame.settings.metric),
+        )
+        curve = {"rates": list(found.rates), "losses": list(found.losses)}
+        known = frame.journal.append("rate", {**name, "rate": found.rate, **curve})
+        yield Event("notice", f"Fold {fold + 1}: learning rate {found.rate:.2g}, found by a range test.")
+    return with_rate(settings, float(known["rate"]), default=settings)
+
+
+def features_of(work: Workshop) -> np.ndarray:
+    """What the frozen network puts out for every image, where a closed-form head reads it."""
+    assert work.features is not None
+    return work.features
+
+
+def closed_head(work: Workshop, rows: np.ndarray) -> Any:
+    """The closed-form head of these rows."""
+    from graft.learning.heads import ridge_head
+
+    frame = work.frame
+    return ridge_head(
+        features_of(work)[rows],
+        frame.dataset.targets[rows],
+        classes=frame.classes,
+        balance=work.candidate.settings.balance,
+        criterion=criterion(frame.settings.metric),
+    )

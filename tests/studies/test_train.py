@@ -1,0 +1,167 @@
+"""Training one recipe by hand: a study of one candidate, whatever the options; resumable, repeatable, verified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from made_sets import stripes, weights_folder
+from study_schema import problems
+
+import graft
+from graft.errors import BackboneError, RunError, SettingsError
+from graft.studies.frame import Event
+from graft.studies.train import training_by_hand
+from graft.studies.train_settings import resolved_training
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return weights_folder(tmp_path_factory.mktemp("train_weights"), ("test_resnet",))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stripes(tmp_path_factory.mktemp("train") / "photos", each=14)
+
+
+def work(photos: Path, weights: Path, out: Path, **options: Any) -> Generator[Event, None, graft.StudyResult]:
+    given = {"backbone": "test_resnet", "folds": 2, "epochs": 2, "size": 32, **options}
+    return training_by_hand(resolved_training(photos, out=out, weights=weights, **given))
+
+
+def finish(events: Generator[Event, None, graft.StudyResult]) -> tuple[list[Event], graft.StudyResult]:
+    told = []
+    while True:
+        try:
+            told.append(next(events))
+        except StopIteration as end:
+            return told, end.value
+
+
+def only(result: graft.StudyResult) -> dict[str, Any]:
+    (row,) = result.facts["candidates"]
+    return row
+
+
+def checked(result: graft.StudyResult, photos: Path) -> dict[str, Any]:
+    """The candidate of a result that is whole, with a bundle that answers."""
+    assert problems(result.facts) == []
+    bundle = graft.load(result.bundle())
+    assert bundle.facts["parity"]["largest_difference"] <= 1e-3
+    assert bundle.predict(photos / "left" / "000.png").label in ("left", "right")
+    row = only(result)
+    content = (result.bundle() / "model.onnx").read_bytes()
+    assert row["cost"]["bytes"] == pytest.approx(len(content), rel=0.02)
+    return row
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy", "cut"),
+    [
+        ({"freeze": "all", "balance": "logit"}, "frozen", "layer4"),
+        ({"freeze": "all", "head": "mlp"}, "frozen", "layer4"),
+        ({"freeze": "layer3", "lr": "find"}, "partial", "layer3"),
+        ({"freeze": 5, "head": "linear"}, "partial", "layer1"),
+        ({"init": "random", "cutmix": 0.5, "ema": False}, "scratch", ""),
+        ({"backbone": "scratch", "input": "gray", "epochs": 1}, "scratch", ""),
+    ],
+)
+@pytest.mark.slow
+def test_every_way_to_train_ends_in_a_verified_bundle(
+    photos: Path, weights: Path, tmp_path: Path, options: dict[str, Any], strategy: str, cut: str
+) -> None:
+    _, result = finish(work(photos, weights, tmp_path / "run", **options))
+    row = checked(result, photos)
+    assert row["strategy"] == strategy and (row["cut"] == cut or options["freeze"] == 5)
+    assert result.facts["recipe"]["folds"] == 2
+    if row["curves"]:
+        assert {curve["batch_norm"] for curve in row["curves"]} <= {"frozen", "train"}
+    if "lr" in options:
+        assert len({curve["trunk_rate"] for curve in row["curves"]} - {2e-4}) >= 1
+
+
+def test_a_frozen_network_with_a_ridge_head(photos: Path, weights: Path, tmp_path: Path) -> None:
+    events, result = finish(work(photos, weights, tmp_path / "run", freeze="all", patience=3))
+    row = checked(result, photos)
+    assert (row["strategy"], row["curves"]) == ("frozen", None)
+    assert any("--epochs, --patience changed nothing" in event.text for event in events)
+    assert "layers are frozen" in result.facts["training"]["in_words"]
+
+
+def test_killed_at_an_epoch_it_goes_on_and_ends_the_same(photos: Path, weights: Path, tmp_path: Path) -> None:
+    options = {"freeze": "layer3", "epochs": 2}
+    _, whole = finish(work(photos, weights, tmp_path / "whole", **options))
+    events = work(photos, weights, tmp_path / "killed", **options)
+    for event in events:
+        if "fold 2 of 2" in event.text and event.done == 1:
+            break
+    events.close()
+    assert len(list((tmp_path / "killed" / "trials").glob("*.tune.safetensors"))) == 1
+    _, resumed = finish(work(photos, weights, tmp_path / "killed", **options))
+    assert only(resumed)["metrics"] == only(whole)["metrics"]
+    assert not list((tmp_path / "killed" / "trials").glob("*.tune.safetensors"))
+    one, other = (graft.load(result.bundle()) for result in (whole, resumed))
+    picture = photos / "left" / "000.png"
+    assert one.predict(picture).probabilities == other.predict(picture).probabilities
+    with pytest.raises(RunError, match="another study"):
+        next(iter_to_claim(work(photos, weights, tmp_path / "killed", **{**options, "epochs": 3})))
+
+
+def iter_to_claim(events: Generator[Event, None, Any]) -> Generator[Event, None, None]:
+    """The events after the images were looked at."""
+    for event in events:
+        if event.kind == "notice":
+            yield event
+
+
+def test_an_ensemble_is_one_model_and_seeds_are_told(photos: Path, weights: Path, tmp_path: Path) -> None:
+    options = {"freeze": "layer3", "head": "linear", "epochs": 1}
+    _, single = finish(work(photos, weights, tmp_path / "one", **options))
+    _, result = finish(work(photos, weights, tmp_path / "run", **options, ensemble=2, seeds=2))
+    row = checked(result, photos)
+    assert row["id"].endswith(" x2") and {curve["run"] for curve in row["curves"]} == {0, 1}
+    lone = only(single)["cost"]["bytes"]
+    assert lone < row["cost"]["bytes"] < 2 * lone  # what is frozen is there once
+    told = result.facts["seeds"]
+    assert len(told["values"]) == 2 and told["least"] <= told["mean"] <= told["most"]
+    assert told["values"][0] == pytest.approx(row["metrics"]["macro_f1"])
+    assert told["sentence"] in result.facts["notices"]
+    session = onnxruntime.InferenceSession(str(result.bundle() / "model.onnx"))
+    rows = session.run(["embedding"], {"image": np.zeros((1, 32, 32, 3), np.uint8)})[0]
+    assert np.linalg.norm(rows) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_saved_recipe_repeats_it(photos: Path, weights: Path, tmp_path: Path) -> None:
+    page = tmp_path / "r.json"
+    options = {"freeze": "all", "head": "linear", "epochs": 3, "save_recipe": page}
+    _, first = finish(work(photos, weights, tmp_path / "one", **options))
+    again = resolved_training(photos, out=tmp_path / "two", weights=weights, recipe=page)
+    _, second = finish(training_by_hand(again))
+    assert only(first)["metrics"] == only(second)["metrics"]
+    assert json.loads(page.read_text()) == second.facts["recipe"]
+
+
+def test_what_cannot_be_is_told_before_anything_is_written(
+    photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(BackboneError, match="--init random"):
+        finish(work(photos, weights, out, backbone="resnet50.a1_in1k"))
+    with pytest.raises(BackboneError, match="closest names"):
+        finish(work(photos, weights, out, backbone="test_resnot"))
+    assert not out.exists()
+    with pytest.raises(SettingsError, match=r"has the taps .*layer4"):
+        finish(work(photos, weights, out, tap="layer9"))
+    with pytest.raises(SettingsError, match="--freeze layer9: give all, none"):
+        finish(work(photos, weights, out, freeze="layer9"))
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="other files"):
+        finish(work(photos, weights, foreign))
