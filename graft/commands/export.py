@@ -65,7 +65,7 @@ def _converted(options: argparse.Namespace, out: Path) -> int:
     from graft.deploy.conversion import to_int8, to_onnx, to_openvino
 
     photos = image_files([Path(options.calibrate)]) if options.calibrate else []
-    forms = {"onnx": to_onnx, "onnx-int8": to_int8, "openvino": to_openvino}
+    forms: dict[str, Callable[..., Any]] = {"onnx": to_onnx, "onnx-int8": to_int8, "openvino": to_openvino}
     made = forms[options.to](options.bundle, out, photos=photos)
     print(
         f"{made.folder}: {made.bytes / 1e6:.2f} MB; on {made.images} images {made.agreement:.1%} of the decisions are "

@@ -1,11 +1,11 @@
 """Several assembled models as one: they share the input and whatever is equal in them, and answer with their mean.
 
 In: ONNX models as `graft.deploy.assemble.assembled` makes them, all with the same input and the same classes. Out: one
-model with the same input and outputs: `probabilities` is the mean of theirs, `embedding` theirs side by side, divided by
+model with the same input and outputs: `probabilities` is the (weighted) mean of theirs, `embedding` theirs side by side, divided by
 the root of their number, so that rows of length one stay of length one. What several of them compute in the same way from
 the same input, such as a frozen prefix, is there once. Cost: reading every weight once.
 
-Not covered: other ways to combine answers than the mean.
+Not covered: other ways to combine answers than a mean.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from graft.backbones.graph import INPUT
 from graft.deploy.bundle import EMBEDDING, PROBABILITIES
 
 
-def averaged(models: Sequence[ModelProto]) -> ModelProto:
-    """The mean of at least two models. Raises onnx.checker.ValidationError if the result is no valid graph."""
+def averaged(models: Sequence[ModelProto], *, weights: Sequence[float] | None = None) -> ModelProto:
+    """The mean of at least two models, weighted by `weights` (positive, of sum one; default: all the same).
+
+    Raises onnx.checker.ValidationError if the result is no valid graph.
+    """
     parts = [compose.add_prefix(model, f"branch{number}_") for number, model in enumerate(models)]
     graphs = [part.graph for part in parts]
     for graph, number in zip(graphs, range(len(graphs)), strict=True):
@@ -33,11 +36,12 @@ def averaged(models: Sequence[ModelProto]) -> ModelProto:
     for graph in graphs[1:]:
         whole.node.extend(graph.node)
         whole.initializer.extend(graph.initializer)
-    _mean(whole, [f"branch{number}_" for number in range(len(graphs))])
+    _mean(whole, [f"branch{number}_" for number in range(len(graphs))], weights)
     _shared(whole)
     model = ModelProto()
     model.CopyFrom(models[0])
     model.graph.CopyFrom(whole)
+    _newest_operators(model, models)
     onnx.checker.check_model(model)
     return model
 
@@ -51,16 +55,31 @@ def _renamed_input(graph: GraphProto, name: str) -> None:
             node.input[place] = INPUT if read == name else read
 
 
-def _mean(graph: GraphProto, prefixes: Sequence[str]) -> None:
+def _newest_operators(model: ModelProto, models: Sequence[ModelProto]) -> None:
+    """Every set of operators that a branch needs; of 13 to 17, which trunks have, the newest reads them all."""
+    needed: dict[str, int] = {}
+    for one in models:
+        for known in one.opset_import:
+            needed[known.domain] = max(needed.get(known.domain, 0), known.version)
+    del model.opset_import[:]
+    model.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in needed.items())
+    model.ir_version = max(one.ir_version for one in models)
+
+
+def _mean(graph: GraphProto, prefixes: Sequence[str], weights: Sequence[float] | None) -> None:
     """The outputs of all branches together."""
     shapes = {entry.name: entry.type.tensor_type.shape for entry in graph.output}
     classes = shapes[prefixes[0] + PROBABILITIES].dim[1].dim_value
     features = shapes[prefixes[0] + EMBEDDING].dim[1].dim_value * len(prefixes)
     scale = np.array([math.sqrt(len(prefixes))], np.float32)
     graph.initializer.append(numpy_helper.from_array(scale, "graft_branches"))
+    answers = [prefix + PROBABILITIES for prefix in prefixes]
+    combine = "Mean"
+    if weights is not None:
+        combine, answers = "Sum", [_weighed(graph, answer, weights[i]) for i, answer in enumerate(answers)]
     graph.node.extend(
         [
-            helper.make_node("Mean", [prefix + PROBABILITIES for prefix in prefixes], [PROBABILITIES]),
+            helper.make_node(combine, answers, [PROBABILITIES]),
             helper.make_node("Concat", [prefix + EMBEDDING for prefix in prefixes], ["graft_sides"], axis=1),
             helper.make_node("Div", ["graft_sides", "graft_branches"], [EMBEDDING]),
         ]
@@ -68,6 +87,13 @@ def _mean(graph: GraphProto, prefixes: Sequence[str]) -> None:
     del graph.output[:]
     for name, width in ((PROBABILITIES, classes), (EMBEDDING, features)):
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width]))
+
+
+def _weighed(graph: GraphProto, answer: str, weight: float) -> str:
+    """The name of an answer times its weight."""
+    graph.initializer.append(numpy_helper.from_array(np.array(weight, np.float32), f"{answer}_weight"))
+    graph.node.append(helper.make_node("Mul", [answer, f"{answer}_weight"], [f"{answer}_weighed"]))
+    return f"{answer}_weighed"
 
 
 def _shared(graph: GraphProto) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import scipy.linalg
 from jaxtyping import Float, Float32, Int
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -97,12 +98,11 @@ def subspace_of(embeddings: Float[np.ndarray, "n d"]) -> Subspace:
     mean = embeddings.mean(axis=0)
     count = max(1, min(MOST_DIRECTIONS, n // 4, d // FEATURES_EACH, STORED_VALUES // d))
     centred = embeddings - mean
+    square = centred @ centred.T if n < d else centred.T @ centred
+    most = [len(square) - count, len(square) - 1]
+    values, directions = scipy.linalg.eigh(square, subset_by_index=most, check_finite=False)
     if n < d:
-        values, left = np.linalg.eigh(centred @ centred.T)
-        directions = centred.T @ left[:, ::-1][:, :count]
-        directions /= np.sqrt(np.maximum(values[::-1][:count], LEAST))
-    else:
-        directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :count]
+        directions = centred.T @ directions / np.sqrt(np.maximum(values, LEAST))
     stored = directions.astype(np.float16).astype(np.float32)  # as the graph will hold them
     return Subspace(mean.astype(np.float32), np.ascontiguousarray(stored))
 

@@ -17,6 +17,8 @@ from graft.learning.inner import Balance
 LEAST_EPOCHS = 30  # up to 2,000 images
 LONG_EPOCHS = 100  # where the multiply-adds pay them; on small sets the steps ask for more
 ENOUGH_EPOCHS = 80  # of each of two generations, rather than more of one
+SMALL_SET = 600
+LONG_VIEWS = 64_000  # what is worth making of a small set
 STRETCH = 3  # how many times the affordable epochs the least may be
 TEACHER_SHARE = 1 / 3  # of a step with gradients costs what the teacher says about its batch
 
@@ -88,11 +90,13 @@ def planned_multiply_adds(design: ScratchDesign, images: int, settings: Training
 def settled(design: ScratchDesign, images: int, *, multiply_adds: float) -> TrainingSettings:
     """The settings for `images` rows of a training fold and a number of multiply-adds: a function of nothing else.
 
-    Two generations where both get `ENOUGH_EPOCHS`, or where one would end before the multiply-adds do.
+    Below `SMALL_SET` rows the batches are smaller: twice the steps were worth more than their time. Two generations
+    where both get `ENOUGH_EPOCHS`, or where one would end before the multiply-adds do.
     """
-    once = TrainingSettings(multiply_adds=multiply_adds)
+    learned = round((1 - TrainingSettings().validation_share) * images)
+    batch = 16 if learned < SMALL_SET else 32
+    once = TrainingSettings(multiply_adds=multiply_adds, batch_size=batch, steps=LONG_VIEWS // batch)
     twice = replace(once, generations=2)
-    learned = round((1 - once.validation_share) * images)
     enough = min(ENOUGH_EPOCHS, planned_epochs(design, learned, once))
     paid = planned_multiply_adds(design, images, twice) <= multiply_adds
     return twice if paid and planned_epochs(design, learned, twice) >= enough else once

@@ -33,6 +33,7 @@ STRATEGIES = {
     "partial": "fine-tuned in its upper stages",
     "full": "fine-tuned in all stages",
     "random": "with random weights, frozen",
+    "ensemble": "the mean of several",
 }
 
 INPUTS = {

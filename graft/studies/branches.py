@@ -34,19 +34,38 @@ class ModelCosts:
     latency_ms: float
 
 
-def joined(fitted: Sequence[Fitted]) -> Fitted:
-    """The one fitted run, or the mean of all as one model."""
+def joined(fitted: Sequence[Fitted], *, weights: Sequence[float] | None = None) -> Fitted:
+    """The one fitted run, or the mean of all as one model; with `weights` (of sum one), the weighted mean.
+
+    The model has embeddings of rows in the cache only if all its members have.
+    """
     if len(fitted) == 1:
         return fitted[0]
-    model = averaged([onnx.load_from_string(one.model) for one in fitted])
+    model = averaged([onnx.load_from_string(one.model) for one in fitted], weights=weights)
+    shares = np.full(len(fitted), 1 / len(fitted)) if weights is None else np.array(weights)
+
+    def mean(answers: Sequence[np.ndarray]) -> Float32[np.ndarray, "m k"]:
+        return np.tensordot(shares.astype(np.float32), np.stack(answers), axes=1).astype(np.float32)
 
     def torch_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
-        return np.stack([one.torch_probabilities(images) for one in fitted]).mean(axis=0)
+        return mean([one.torch_probabilities(images) for one in fitted])
 
     def probabilities(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m k"]:
-        return np.stack([one.probabilities(rows) for one in fitted]).mean(axis=0)
+        return mean([one.probabilities(rows) for one in fitted])
 
-    return Fitted(model.SerializeToString(), fitted[0].geometry, torch_probabilities, probabilities)
+    cached = [one.embeddings for one in fitted if one.embeddings is not None]
+
+    def embeddings(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+        sides = np.concatenate([one(rows) for one in cached], axis=1)
+        return (sides / np.sqrt(len(cached))).astype(np.float32)
+
+    return Fitted(
+        model.SerializeToString(),
+        fitted[0].geometry,
+        torch_probabilities,
+        probabilities,
+        embeddings if len(cached) == len(fitted) else None,
+    )
 
 
 def model_costs(frame: Frame, candidate: Candidate) -> ModelCosts:

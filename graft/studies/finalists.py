@@ -119,28 +119,47 @@ class TuningPlan:
 def finalists(frame: Frame, trials: Sequence[Trial], entries: dict[str, Entry]) -> list[Trial]:
     """Frozen trials of at most four backbones, the best first; of the best one the last tap, too, if another is better.
 
-    What is poor at the last tap while frozen may be the best once it is tuned.
+    What is poor at the last tap while frozen may be the best once it is tuned. Edges, or grey instead of colour, take part
+    only where they are clearly better than the images as they are.
     """
     score = criterion(frame.settings.metric)
-    frozen = [t for t in trials if t.recipe.strategy == "frozen" and t.complete and t.model_bytes is not None]
+    draws = draw_weights(
+        frame.targets, frame.dataset.groups[frame.rows], draws=DRAWS, seed=frame.settings.seed
+    )
+    value = {id(t): score(t.probabilities, frame.targets) for t in trials if t.complete}
+    frozen = _worth_tuning(frame, trials, value, draws)
     if not frozen:
         return []
-    value = {id(trial): score(trial.probabilities, frame.targets) for trial in frozen}
     best_tap: dict[str, Trial] = {}
     for trial in sorted(frozen, key=lambda t: -value[id(t)]):
         best_tap.setdefault(trial.recipe.backbone, trial)
     ranked = list(best_tap.values())
     best = ranked[0]
     prior = max(ranked, key=lambda t: _prior(entries.get(t.recipe.backbone)))
-    draws = draw_weights(
-        frame.targets, frame.dataset.groups[frame.rows], draws=DRAWS, seed=frame.settings.seed
-    )
     tied = [t for t in ranked if t is best or _ties(frame, t, best, draws)]
     cheap = sorted(tied, key=lambda t: (t.model_bytes or 0, t.latency_ms or 0.0))
     chosen = list({id(t): t for t in (best, prior, *cheap, *ranked)}.values())[:MOST]
     listed = [t for t in ranked if any(t is one for one in chosen)]
     top = max(_same_network(frozen, best), key=lambda t: t.tap_index)
     return listed if top is best else [*listed[:1], top, *listed[1:]]
+
+
+def _worth_tuning(
+    frame: Frame, trials: Sequence[Trial], value: dict[int, float], draws: np.ndarray
+) -> list[Trial]:
+    """The frozen trials that see the images as they are, and those of other inputs that are clearly better."""
+    frozen = [t for t in trials if t.recipe.strategy == "frozen" and t.complete and t.model_bytes is not None]
+    usual = [t for t in frozen if _reads_as_usual(frame, t)]
+    if not usual:
+        return frozen
+    top = max(usual, key=lambda t: value[id(t)])
+    better = [t for t in frozen if value[id(t)] > value[id(top)] and not _ties(frame, t, top, draws)]
+    return [t for t in frozen if any(t is one for one in (*usual, *better))]
+
+
+def _reads_as_usual(frame: Frame, one: Trial) -> bool:
+    channels = 1 if frame.dataset.mostly_grey else 3
+    return one.recipe.look == "plain" and one.recipe.geometry.channels == channels
 
 
 def _same_network(trials: Sequence[Trial], one: Trial) -> list[Trial]:

@@ -9,13 +9,14 @@ from graft.backbones.inputs import Look
 from graft.images.dataset import Preprocess
 from graft.store import content_key
 
-Strategy = Literal["frozen", "random", "scratch", "partial", "full", "shrunk"]
+Strategy = Literal["frozen", "random", "scratch", "partial", "full", "shrunk", "ensemble"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """`(backbone, weights, tap, cut)` cover every strategy: frozen = cut at the tap; scratch = random weights, no cut;
-    partial = fine-tuned from a cut in between; full = fine-tuned from the input; shrunk = a frozen network made smaller.
+    partial = fine-tuned from a cut in between; full = fine-tuned from the input; shrunk = a frozen network made smaller;
+    ensemble = the mean of several candidates (`graft.studies.ensembles`), which has no backbone, tap and cut of its own.
 
     `weights`: the sha256 of the file, or `random:SEED`. `settings`: the content key of whatever else went into the
     training. `look`: what the network makes of the decoded pixels first (`graft.backbones.inputs.read_as` gives it and the

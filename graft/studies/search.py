@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
+from functools import partial
 from threading import Event as Flag
 from typing import Any
 
@@ -33,6 +34,7 @@ from graft.studies import results
 from graft.studies.amounts import amounts_rung
 from graft.studies.beside import trunk_of_trial, what_of_new_subjects, where_the_data_stand
 from graft.studies.choice import Choice, Limits, choose
+from graft.studies.ensembles import ensembles_rung, fitting_ensemble
 from graft.studies.finish import (
     Fitted,
     fitting_frozen,
@@ -110,6 +112,8 @@ def _climb(
     if only in (None, "scratch"):
         yield from _until_halted(frame, done, scratch_rung(frame, done))
     yield from _until_halted(frame, done, amounts_rung(frame, done))
+    if ending is finishing:  # whoever makes one of the candidates smaller has no use for several together
+        yield from _until_halted(frame, done, ensembles_rung(frame, done))
     return (yield from ending(frame, done, command))
 
 
@@ -254,6 +258,9 @@ def fitted_on_all(frame: Frame, done: Progress, chosen: Trial) -> Generator[Even
         return (yield from fitting_scratch(frame, chosen, made, training_settings(frame)))
     if chosen.recipe.strategy == "shrunk":
         return (yield from fitting_shrunk(frame, chosen, done.trials))
+    if chosen.recipe.strategy == "ensemble":
+        refitted = partial(fitted_on_all, frame, done)
+        return (yield from fitting_ensemble(chosen, done.trials, fit=refitted))
     if chosen.recipe.strategy in ("partial", "full"):
         return (yield from fitting_tuned(frame, chosen, done.trials))
     return (yield from fitting_frozen(frame, chosen, trunk_of_trial(frame, chosen)))

@@ -85,9 +85,7 @@ def shrink_rung(
     yield from _several_depths(frame, done, purse)
     for trial in _worth_quantising(frame, done.trials, tolerance):
         if purse.pays(_calibrated_cost(frame, trial)):
-            yield from _measured(
-                frame, done, trial, replace(variant_of(trial), precision="int8"), kinds, "8 bits"
-            )
+            yield from _measured(frame, done, trial, replace(variant_of(trial), precision="int8"))
     for share in THIN_SHARES:
         for trial in _worth_thinning(frame, done.trials, before):
             if purse.pays(_calibrated_cost(frame, trial)):

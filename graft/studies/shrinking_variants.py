@@ -184,7 +184,7 @@ def _calibrated_fold(
     features = outputs_of(graph, pixels, READING, threads=frame.compute.threads)
     head = _head(frame, features, learned)
     packed = with_head(graph, head).SerializeToString()
-    facts = {"bytes": len(packed), "parameters": weights + head.weight.size + head.bias.size}
+    facts: dict[str, Any] = {"bytes": len(packed), "parameters": weights + head.weight.size + head.bias.size}
     if fold == 0:
         facts["latency_ms"] = latency_ms(packed, threads=LATENCY_THREADS, seconds=0.1)
     else:
@@ -262,7 +262,7 @@ def _showing(model: ModelProto, output: str) -> ModelProto:
 
 def float_costs(
     frame: Frame, base: Trial, variant: Variant, model: ModelProto, features: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Bytes, parameters and latency of a float variant; kept per processor."""
     trunk: TrunkFile = trunk_of_trial(frame, base)
     key = content_key(

@@ -234,9 +234,9 @@ def test_the_browser_shows_what_spoke_for_it_and_refuses_what_was_altered(
     with hosted(site) as url:
         browser.open(url)
         browser.choose(photo)
-        browser.wait_for("document.querySelector('.map')", 60)
+        browser.wait_for("!!document.querySelector('.map')", 60)
         browser.click("document.querySelector('.map')")
-        browser.wait_for("document.querySelector('.picture canvas')")
+        browser.wait_for("!!document.querySelector('.picture canvas')")
         shown = np.array(browser.run("JSON.parse(document.querySelector('.picture canvas').dataset.map)"))
         np.testing.assert_allclose(shown, bundle.explain(photo), atol=0.05)
         whole = (site / "model.onnx").read_bytes()

@@ -292,6 +292,7 @@ def test_two_generations_only_where_the_plan_pays_both() -> None:
     made = ScratchDesign(32, 3, 96, 2)
     poor, rich = (settled(made, 320, multiply_adds=value) for value in (0.5e12, 5e12))
     assert (poor.generations, rich.generations) == (1, 2)
+    assert [settled(made, n, multiply_adds=1e12).batch_size for n in (320, 1_000)] == [16, 32]
     for settings in (poor, rich):
         assert planned_multiply_adds(made, 320, settings) <= settings.multiply_adds
     assert planned_epochs(made, 272, rich) >= ENOUGH_EPOCHS

@@ -166,7 +166,7 @@ FORM_BEGIN = b'--b\r\nContent-Disposition: form-data; name="i"; filename="i"\r\n
 
 def dripping(beginning: bytes, pause: float) -> Callable[[], Awaitable[dict[str, Any]]]:
     """The beginning of a body, and then the same bytes again and again, each after a pause."""
-    parts = itertools.chain([beginning], itertools.repeat(b"AAAA"))
+    parts = itertools.chain([beginning], itertools.repeat(b"A" * 1000))
 
     async def receive() -> dict[str, Any]:
         part = next(parts)

@@ -167,7 +167,7 @@ def test_what_spoke_for_the_answer_lies_over_the_picture(browser: Browser, rich:
     photo = photos / "03.png"
     browser.open(service.url + "/")
     browser.choose(photo)
-    browser.wait_for("document.querySelector('.map')")
+    browser.wait_for("!!document.querySelector('.map')")
     browser.click("document.querySelector('.map')")
     browser.wait_for(
         "document.querySelector('.picture canvas') && !document.querySelector('.picture canvas').hidden"

@@ -29,7 +29,7 @@ COST = {
     "latency_ms": (*NUMBER, type(None)),
     "train_seconds": NUMBER,
 }
-STRATEGIES = ("frozen", "random", "scratch", "partial", "full", "shrunk")
+STRATEGIES = ("frozen", "random", "scratch", "partial", "full", "shrunk", "ensemble")
 METRICS = ("macro_f1", "accuracy", "log_loss", "balanced_accuracy")
 
 

@@ -184,7 +184,7 @@ def test_what_holds_for_all_trials(
     choice = chosen_from(trials, metric=metric, limits=limits)
     assert choice == chosen_from(trials, metric=metric, limits=limits)
     chosen, sign = trials[choice.chosen], METRICS[metric].sign
-    assert chosen.complete or choice.scores[choice.chosen] is not None and not choice.rows.all()
+    assert chosen.complete or (choice.scores[choice.chosen] is not None and not choice.rows.all())
     assert choice.is_tied(choice.chosen) and choice.is_tied(choice.best)
     for i in choice.tied:
         assert (chosen.model_bytes, chosen.latency_ms) <= (trials[i].model_bytes, trials[i].latency_ms)

@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 from made_sets import stripes, weights_folder
+from made_trials import probabilities, trial
 from study_schema import problems
 
 import graft
+from graft.learning.tune_settings import TuneSettings
 from graft.studies import finalists, results
 from graft.studies.choice import Choice, choose
-from graft.studies.finalists import Cost, Level, Option, cuts_below, planned
+from graft.studies.finalists import Cost, Level, Option, cuts_below, plan_seconds, planned
 from graft.studies.frame import Event
 from graft.studies.search import studying
 from graft.studies.settings import resolved
-
 
 SHORT = (Level(epochs=2, views=1, folds=0, least=2),)
 
@@ -36,7 +37,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stripes(tmp_path_factory.mktemp("tuned") / "photos", each=18)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs are enough to see the machinery."""
     monkeypatch.setattr(finalists, "LEVELS", SHORT)
@@ -101,6 +102,7 @@ def test_the_plan_is_told_before_and_compared_after(study: tuple[list[Event], gr
     assert max(row["folds_done"] for row in tried) == 2
 
 
+@pytest.mark.usefixtures("few")
 def test_a_study_killed_while_tuning_goes_on_and_ends_the_same(
     study: tuple[list[Event], graft.StudyResult], photos: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -120,6 +122,7 @@ def test_a_study_killed_while_tuning_goes_on_and_ends_the_same(
     assert not list((out / "trials").glob("*-[01].tune.safetensors"))
 
 
+@pytest.mark.usefixtures("few")
 def test_a_tuned_choice_is_fitted_packed_and_predicts(
     photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,3 +151,28 @@ def test_a_tuned_choice_is_fitted_packed_and_predicts(
 )
 def test_depths_are_the_last_two_stages_everything_and_the_last_stage(tap: str, cuts: list[str]) -> None:
     assert cuts_below(["s1", "s2", "s3", "s4", "head"], tap) == cuts
+
+
+def option(cut: str, seconds: float, *, frozen: str = "a") -> Option:
+    """A made option whose images take so long."""
+    cost = Cost(seconds, seconds / 3, 0.0 if not cut else seconds / 10)
+    return Option(trial(frozen, probabilities(0.9, seed=1)), cut, TuneSettings(cut=cut), cost)
+
+
+def test_the_plan_is_thorough_where_the_seconds_pay_it() -> None:
+    options = [option("s2", 1e-3), option("", 4e-3), option("s3", 3e-4)]
+    rich = planned(options, images=1_000, folds=5, seconds=3_600.0)
+    assert len(rich.options) == 3 and rich.folds == 5 and not rich.left
+    assert rich.options[0].settings.epochs == finalists.LEVELS[0].epochs
+    assert rich.options[1].settings.views == 0 and rich.options[0].settings.views > 0
+    poor = planned(options, images=1_000, folds=5, seconds=60.0)
+    assert poor.options and poor.options[0].settings.epochs <= rich.options[0].settings.epochs
+    assert {one.cut for one in (*poor.options, *poor.left)} == {"s2", "", "s3"}
+    assert planned(options, images=1_000, folds=5, seconds=1.0).options == ()
+
+
+@pytest.mark.parametrize("seconds", [40.0, 80.0, 200.0, 500.0, 2_000.0])
+def test_a_plan_never_promises_more_than_the_seconds(seconds: float) -> None:
+    options = [option("s2", 1e-3), option("", 4e-3), option("s3", 3e-4)]
+    plan = planned(options, images=1_000, folds=5, seconds=seconds)
+    assert plan_seconds(plan.options, images=1_000, folds=5, through=max(1, plan.folds)) <= seconds

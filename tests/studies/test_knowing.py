@@ -8,9 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_models import features_of, model, noise
 from scipy.special import softmax
 
-from graft.studies.knowing import _least_probability, conformal, label_sets, reject_facts, trade_off
+from graft.images.dataset import Preprocess
+from graft.learning.ridge import unit
+from graft.studies.knowing import (
+    _embedded,
+    _least_probability,
+    conformal,
+    label_sets,
+    reject_facts,
+    trade_off,
+)
 
 
 def drawn(count: int, *, sharp: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,3 +70,11 @@ def test_the_trade_off() -> None:
 def test_a_bundle_that_knows_nothing_tells_nothing(tmp_path: Path) -> None:
     (tmp_path / "bundle.json").write_text(json.dumps({"unknown": None}))
     assert reject_facts(tmp_path) is None
+
+
+def test_embeddings_of_a_trained_network_come_from_the_model_that_is_packed() -> None:
+    geometry = Preprocess(16)
+    pixels, rows = noise(40, geometry), np.arange(3, 40)
+    embeddings = _embedded(model(geometry), pixels, rows)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, unit(features_of(pixels[rows])), atol=1e-4)

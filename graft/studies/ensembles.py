@@ -1,0 +1,294 @@
+"""A rung of the study: what the mean of several finished candidates would be worth, as a candidate of its own.
+
+In: all trials so far. Out: at most one trial more (`strategy` "ensemble") with the summed costs of its members, and for
+the report `extras["ensembles"]`. Members are found by greedy selection with replacement on out-of-fold predictions
+(Caruana et al. 2004); how often one was taken is its weight. They must want the images decoded in the same way, so that
+one graph with one input packs them: the group of the best candidate that has company is looked at.
+
+A selection scored on the predictions it was made on looks better than it is. So the trial's probabilities are nested:
+those of a fold come from members and weights selected on the other folds only. The members that are packed are those
+selected on all folds. The best single candidate that it is held against was picked on all folds, which favours that one.
+
+Everything is a function of the trials: nothing is journalled, and a study that goes on finds the same. Cost: some 600
+scores of a table. Fitting on all images costs what its members cost; of those that are trained step by step there are at
+most two, because the budget plans for one.
+
+Not covered: the mean of the models of the folds of one recipe (every image was seen by all of them but one, so that it
+has no out-of-fold score), the mean over seeds of one recipe (`graft train --ensemble N`), and members of several geometries.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int, Int64
+
+from graft.judging.metrics import METRICS
+from graft.judging.uncertainty import Difference, draw_weights, estimate, paired
+from graft.store import content_key
+from graft.studies.branches import joined
+from graft.studies.finish import Fitted
+from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.recipe import Recipe
+from graft.studies.rungs import Progress, Working, tell
+
+MOST_MEMBERS = 4
+MOST_TRAINED = 2
+PICKS = 8
+POOL = 12  # of the candidates, the best by the metric are selected from
+DRAWS = 1_000
+TRAINED = ("partial", "full", "scratch")  # step by step
+FITTED_AGAIN = ("frozen", "shrunk", *TRAINED)
+METHOD = (
+    "greedy selection with replacement (Caruana et al. 2004); the predictions of each fold come from members and weights "
+    "selected on the other folds, the packed members are those selected on all"
+)
+
+Fit = Callable[[Trial], Generator[Event, None, Fitted]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ensemble:
+    """`picks[i]`: how often candidate i was taken on all folds; `folds`: the same on all folds but one.
+
+    `probabilities`: nested, see above.
+    """
+
+    picks: dict[int, int]
+    folds: tuple[dict[int, int], ...]
+    probabilities: Float32[np.ndarray, "m k"]
+
+
+def ensembles_rung(frame: Frame, done: Progress) -> Working:
+    """Select an ensemble among the finished candidates, and add it to them where it has more than one member."""
+    usable, left_out = _usable(done.trials)
+    rank = _rank(frame.settings.metric, frame.targets)
+    usable = sorted(usable, key=lambda trial: rank(trial.probabilities), reverse=True)
+    pool = _of_one_geometry(usable)
+    if len(pool) < 2:
+        return
+    keys = {trial.recipe.key for trial in pool}
+    others = [trial.recipe.name for trial in usable if trial.recipe.key not in keys]
+    if others:
+        left_out.append({"reason": "its images are decoded in another way", "ids": others})
+    yield Event("stage", f"Selecting an ensemble among {len(pool)} candidates")
+    found = ensemble_of(
+        pool, frame.targets, frame.folds.assignment[frame.rows], metric=frame.settings.metric
+    )
+    trial = trial_of(pool, found) if len(found.picks) > 1 else None
+    if trial is not None:
+        done.trials.append(trial)
+    told = _told(frame, pool, found, trial, single=usable[0])
+    done.extras["ensembles"] = {**told, "left_out": left_out}
+    yield from tell(done, told["sentence"])
+
+
+def ensemble_of(
+    pool: Sequence[Trial], targets: Int64[np.ndarray, " m"], folds: Int[np.ndarray, " m"], *, metric: str
+) -> Ensemble:
+    """The ensemble of complete trials; `targets` and `folds` belong to the rows of their probabilities."""
+    tables = np.stack([trial.probabilities for trial in pool])
+    trained = [trial.recipe.strategy in TRAINED for trial in pool]
+    nested = np.empty_like(tables[0])
+    by_fold = []
+    for fold in np.unique(folds):
+        held = folds == fold
+        picks = select(tables[:, ~held], targets[~held], trained=trained, metric=metric)
+        nested[held] = _mean(tables[:, held], picks)
+        by_fold.append(picks)
+    return Ensemble(select(tables, targets, trained=trained, metric=metric), tuple(by_fold), nested)
+
+
+def select(
+    tables: Float32[np.ndarray, "c n k"],
+    targets: Int64[np.ndarray, " n"],
+    *,
+    trained: Sequence[bool],
+    metric: str,
+) -> dict[int, int]:
+    """How often each candidate is taken, by its position, the best single one first.
+
+    Each pick is the one that makes the mean best by `metric`, of equal ones by the log loss, of equal ones the first;
+    what the best of the `PICKS` means so far is made of counts. At most `MOST_MEMBERS` different ones, `MOST_TRAINED` of
+    them `trained` step by step.
+    """
+    rank = _rank(metric, targets)
+    pool = sorted(range(len(tables)), key=lambda i: rank(tables[i]), reverse=True)[:POOL]
+    total = np.zeros_like(tables[0])
+    taken: Counter[int] = Counter()
+    best: tuple[tuple[float, float], dict[int, int]] | None = None
+    for count in range(1, PICKS + 1):
+        offered = [i for i in pool if _allowed(i, taken, trained)]
+        ranks = {i: rank((total + tables[i]) / np.float32(count)) for i in offered}
+        pick = max(offered, key=lambda i: ranks[i])
+        total += tables[pick]
+        taken[pick] += 1
+        if best is None or ranks[pick] > best[0]:
+            best = ranks[pick], dict(taken)
+    assert best is not None
+    return best[1]
+
+
+def _allowed(candidate: int, taken: Mapping[int, int], trained: Sequence[bool]) -> bool:
+    if candidate in taken:
+        return True
+    room = sum(trained[i] for i in taken) < MOST_TRAINED or not trained[candidate]
+    return room and len(taken) < MOST_MEMBERS
+
+
+def _mean(tables: Float32[np.ndarray, "c n k"], picks: Mapping[int, int]) -> Float32[np.ndarray, "n k"]:
+    shares = np.array(list(picks.values()), np.float32) / np.float32(sum(picks.values()))
+    return np.tensordot(shares, tables[list(picks)], axes=1).astype(np.float32)
+
+
+def _rank(metric: str, targets: Int64[np.ndarray, " n"]) -> Callable[[np.ndarray], tuple[float, float]]:
+    score, calm = criterion(metric), criterion("log_loss")
+    return lambda table: (score(table, targets), calm(table, targets))
+
+
+def _usable(trials: Sequence[Trial]) -> tuple[list[Trial], list[dict[str, Any]]]:
+    """The trials that can be members, and why the others cannot."""
+    names = {trial.recipe.name for trial in trials}
+    usable, left_out = [], dict[str, list[str]]()
+    for trial in trials:
+        why = ""
+        if not trial.complete:
+            why = "it was not measured on every fold"
+        elif trial.model_bytes is None:
+            why = "it cannot be packed"
+        elif trial.recipe.strategy == "random":
+            why = "its weights are random: it is a yardstick only"
+        elif trial.recipe.strategy not in FITTED_AGAIN:
+            why = "it cannot be fitted again on all images"
+        elif trial.recipe.strategy == "shrunk" and trial.about["shrunk"]["base"] not in names:
+            why = "what it was made from was not measured"
+        if why:
+            left_out.setdefault(why, []).append(trial.recipe.name)
+        else:
+            usable.append(trial)
+    return usable, [{"reason": why, "ids": ids} for why, ids in left_out.items()]
+
+
+def _of_one_geometry(ranked: Sequence[Trial]) -> list[Trial]:
+    """Those that want their images decoded alike: of the first (best) trial that is not alone in this."""
+    companies = Counter(trial.recipe.geometry for trial in ranked)
+    first = next((trial for trial in ranked if companies[trial.recipe.geometry] > 1), None)
+    return [trial for trial in ranked if first is not None and trial.recipe.geometry == first.recipe.geometry]
+
+
+def trial_of(pool: Sequence[Trial], found: Ensemble) -> Trial:
+    """The ensemble as a candidate: nested probabilities, and the sums of what its members cost.
+
+    The sums of bytes, parameters and latency are upper bounds: what members have in common is packed once.
+    """
+    members = [pool[i] for i in found.picks]
+    shares = [
+        {"id": pool[i].recipe.name, "key": pool[i].recipe.key, "weight": count / sum(found.picks.values())}
+        for i, count in found.picks.items()
+    ]
+    recipe = Recipe(
+        name=f"ensemble of {len(members)}",
+        strategy="ensemble",
+        backbone="ensemble",
+        weights=content_key("ensemble-weights.v1", [trial.recipe.weights for trial in members]),
+        geometry=members[0].recipe.geometry,
+        tap="",
+        cut="",
+        settings=content_key("ensemble.v1", [[share["key"], share["weight"]] for share in shares]),
+    )
+    passes = {
+        (trial.recipe.weights, trial.recipe.look): trial.extract_seconds for trial in members
+    }  # of one network through the images, whatever is read of it
+    return Trial(
+        recipe=recipe,
+        probabilities=found.probabilities,
+        train_seconds=float(sum(trial.train_seconds for trial in members)),
+        extract_seconds=float(sum(passes.values())),
+        model_bytes=sum(trial.model_bytes or 0 for trial in members),
+        parameters=sum(trial.parameters for trial in members),
+        latency_ms=float(sum(trial.latency_ms or 0.0 for trial in members)),
+        tap_index=0,
+        taps=1,
+        about={
+            "source": _each(members, "source"),
+            "licence": _each(members, "licence"),
+            "runner": "onnxruntime",
+            "ensemble": shares,
+        },
+    )
+
+
+def _each(members: Sequence[Trial], name: str) -> str | None:
+    return "; ".join(dict.fromkeys(str(trial.about[name]) for trial in members if trial.about.get(name))) or None
+
+
+def fitting_ensemble(trial: Trial, trials: Sequence[Trial], *, fit: Fit) -> Generator[Event, None, Fitted]:
+    """Every member fitted on all development images by `fit`, as one model that answers with their weighted mean."""
+    by_key = {one.recipe.key: one for one in trials}
+    fitted = []
+    for share in trial.about["ensemble"]:
+        fitted.append((yield from fit(by_key[share["key"]])))
+    return joined(fitted, weights=[share["weight"] for share in trial.about["ensemble"]])
+
+
+def _told(
+    frame: Frame, pool: Sequence[Trial], found: Ensemble, trial: Trial | None, *, single: Trial
+) -> dict[str, Any]:
+    """`extras["ensembles"]`. `single`: the best candidate that is no ensemble."""
+    metric, targets = METRICS[frame.settings.metric], frame.targets
+    groups = frame.dataset.groups[frame.rows]
+    draws = draw_weights(targets, groups, draws=DRAWS, seed=frame.settings.seed)
+    nested = estimate(metric.name, found.probabilities, targets, groups, draws)
+    ahead = paired(metric.name, found.probabilities, single.probabilities, targets, draws)
+
+    def shares(picks: Mapping[int, int]) -> list[dict[str, Any]]:
+        return [
+            {"id": pool[i].recipe.name, "weight": round(count / sum(picks.values()), 4)}
+            for i, count in picks.items()
+        ]
+
+    return {
+        "id": None if trial is None else trial.recipe.name,
+        "metric": metric.name,
+        "method": METHOD,
+        "candidates": len(pool),
+        "members": shares(found.picks),
+        "folds": [shares(picks) for picks in found.folds],
+        "score": nested.value,
+        "interval": [nested.low, nested.high],
+        "single": {
+            "id": single.recipe.name,
+            "score": estimate(metric.name, single.probabilities, targets, groups, draws[:1]).value,
+        },
+        "difference": ahead.estimate,
+        "difference_interval": [ahead.low, ahead.high],
+        "times_bytes": None if trial is None else _times(trial.model_bytes, single.model_bytes),
+        "times_latency": None if trial is None else _times(trial.latency_ms, single.latency_ms),
+        "sentence": sentence(metric.name, trial, single, ahead, candidates=len(pool)),
+    }
+
+
+def sentence(
+    metric: str, trial: Trial | None, single: Trial, ahead: Difference, *, candidates: int
+) -> str:
+    """What an ensemble is worth, for people. `ahead`: how much better it is than `single`."""
+    name = single.recipe.name
+    if trial is None:
+        return f"No ensemble is worth it: greedy selection among {candidates} candidates takes one of them alone."
+    shown = METRICS[metric]
+    verb = "gain" if ahead.estimate >= 0 else "lose"
+    span = f"{shown.difference_text(ahead.low)} to {shown.difference_text(ahead.high)}"
+    doubt = ", which may be nothing" if ahead.touches_zero else ""
+    return (
+        f"An {trial.recipe.name} would {verb} {shown.difference_text(abs(ahead.estimate)).lstrip('+')} of {shown.label} "
+        f"against {name} (95 % interval of the difference: {span}){doubt}, for "
+        f"{_times(trial.model_bytes, single.model_bytes):.1f} times the bytes."
+    )
+
+
+def _times(value: float | None, of: float | None) -> float:
+    return round(float(value or 0) / max(float(of or 0), 1e-9), 3)
