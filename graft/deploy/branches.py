@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -36,7 +36,9 @@ def averaged(models: Sequence[ModelProto], *, weights: Sequence[float] | None = 
     for graph in graphs[1:]:
         whole.node.extend(graph.node)
         whole.initializer.extend(graph.initializer)
-    _mean(whole, [f"branch{number}_" for number in range(len(graphs))], weights)
+    outputs = [entry for graph in graphs for entry in graph.output]
+    widths = {entry.name: entry.type.tensor_type.shape.dim[1].dim_value for entry in outputs}
+    _mean(whole, [f"branch{number}_" for number in range(len(graphs))], weights, widths)
     _shared(whole)
     model = ModelProto()
     model.CopyFrom(models[0])
@@ -66,11 +68,15 @@ def _newest_operators(model: ModelProto, models: Sequence[ModelProto]) -> None:
     model.ir_version = max(one.ir_version for one in models)
 
 
-def _mean(graph: GraphProto, prefixes: Sequence[str], weights: Sequence[float] | None) -> None:
-    """The outputs of all branches together."""
-    shapes = {entry.name: entry.type.tensor_type.shape for entry in graph.output}
-    classes = shapes[prefixes[0] + PROBABILITIES].dim[1].dim_value
-    features = shapes[prefixes[0] + EMBEDDING].dim[1].dim_value * len(prefixes)
+def _mean(
+    graph: GraphProto,
+    prefixes: Sequence[str],
+    weights: Sequence[float] | None,
+    widths: Mapping[str, int],
+) -> None:
+    """The outputs of all branches together; `widths`: how many columns each output has."""
+    classes = widths[prefixes[0] + PROBABILITIES]
+    features = sum(widths[prefix + EMBEDDING] for prefix in prefixes)
     scale = np.array([math.sqrt(len(prefixes))], np.float32)
     graph.initializer.append(numpy_helper.from_array(scale, "graft_branches"))
     answers = [prefix + PROBABILITIES for prefix in prefixes]

@@ -155,11 +155,36 @@ def predict(
     if not tuned.best_epoch:
         assert features is not None
         return tuned.head.probabilities(np.asarray(features[rows], np.float32))
-    tuner = Tuner(cutting, tuned.head, Rates(0.0, 0.0, 1.0, 0.0, 0.0), compute, statistics=False)
-    tuner.averaged |= {name: value.to(compute.device) for name, value in tuned.state.items()}
+    tuner = _finished(cutting, tuned, compute)
     with threads(compute):
         logits = _answers(tuner, source, rows)
     return torch.softmax(logits, dim=1).numpy()
+
+
+def embed(
+    cutting: Cut,
+    source: Source,
+    tuned: Tuned,
+    rows: Int64[np.ndarray, " m"],
+    *,
+    features: Features | None,
+    compute: Compute,
+) -> Float32[np.ndarray, "m d"]:
+    """The tuned features of `rows` at the tap; `features` serve where nothing but the head was fitted."""
+    if not tuned.best_epoch:
+        assert features is not None
+        return np.asarray(features[rows], np.float32)
+    tuner = _finished(cutting, tuned, compute)
+    with threads(compute), torch.no_grad():
+        parts = [tuner.embeddings(source.plain(some)).cpu().numpy() for some in _batches(rows)]
+    return np.concatenate(parts)
+
+
+def _finished(cutting: Cut, tuned: Tuned, compute: Compute) -> Tuner:
+    """A tuner that only answers."""
+    tuner = Tuner(cutting, tuned.head, Rates(0.0, 0.0, 1.0, 0.0, 0.0), compute, statistics=False)
+    tuner.averaged |= {name: value.to(compute.device) for name, value in tuned.state.items()}
+    return tuner
 
 
 def start(

@@ -99,16 +99,20 @@ class Tuner:
             rows = rows * (kept.to(rows.device) / (1 - self.dropout))
         return rows @ self.tensors[HEAD[0]] + self.tensors[HEAD[1]]
 
-    @torch.no_grad()
     def answers(self, maps: Tensor) -> Float[Tensor, "n k"]:
         """Of the averaged weights."""
+        features = self.embeddings(maps)
+        return self._read(features, self.averaged) @ self.averaged[HEAD[0]] + self.averaged[HEAD[1]]
+
+    @torch.no_grad()
+    def embeddings(self, maps: Tensor) -> Float[Tensor, "n d"]:
+        """At the tap, of the averaged weights."""
         for norm in self.norms:
             norm.eval()
         own = (*HEAD, *HIDDEN)
         state = {f"network.{name}": value for name, value in self.averaged.items() if name not in own}
         with torch.autocast(self.compute.device, torch.bfloat16, enabled=self.compute.bf16):
-            features = functional_call(self.tail, state, (maps,))
-        return self._read(features, self.averaged) @ self.averaged[HEAD[0]] + self.averaged[HEAD[1]]
+            return functional_call(self.tail, state, (maps,)).float()
 
     def _read(self, features: Tensor, tensors: Mapping[str, Tensor]) -> Float[Tensor, "n w"]:
         """What the last layer is given: the features, of length one, behind the hidden layer, as the head has it."""

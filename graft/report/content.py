@@ -17,13 +17,18 @@ from markupsafe import Markup
 from graft.judging.position import FAMILIARITY_RANGE, OVERLAP_RANGE
 from graft.report import (
     amounts,
+    curves,
+    depth,
     examples,
     figures,
     heatmap,
     inputs,
+    plan,
     preview,
     reading,
     reject,
+    retrieval,
+    seconds,
     shrink,
     sketches,
     wording,
@@ -82,10 +87,16 @@ def of(
         "amounts": amounts.section(record, metric),
         "inputs": inputs.of(record),
         "shrink": shrink.of(record),
+        "retrieval": retrieval.section(record, rows=rows),
+        "ensemble": _ensemble(record),
+        "threshold": _threshold(record),
         **_confusion(record),
         "per_class": _per_class(choice)[:rows],
         "preview": preview.preview(record.folder),
-        "curves": figures.learning_curves(record.candidates, chosen=choice.id if choice else None),
+        "curves": curves.section(record.candidates, chosen=choice.id if choice else None),
+        "work": seconds.section(record, metric),
+        "frozen_depth": depth.section(record, metric),
+        "plan": plan.section(record),
         "mistakes": mistakes,
         "samples": samples,
         "wrong": examples.wrong(record.predictions) if record.predictions is not None else None,
@@ -252,6 +263,25 @@ def _versus(record: Run, by_id: dict[str, Candidate]) -> dict[str, Any]:
         "interval": bounds,
         "svg": drawn,
         "pair": [candidate for candidate in pair if candidate is not None],
+    }
+
+
+def _ensemble(record: Run) -> dict[str, Any]:
+    """What the mean of several candidates is worth, and of how much each it would be made."""
+    members = [one for one in items(record.study, "ensembles", "members") if isinstance(one, dict)]
+    shares = [(text(one, "id") or "", number(one.get("weight"))) for one in members]
+    return {
+        "sentence": text(record.study, "ensembles", "sentence"),
+        "members": [(name, share) for name, share in shares if name and share is not None],
+    }
+
+
+def _threshold(record: Run) -> dict[str, Any]:
+    """Where the line between two classes is drawn, and the locked test by it."""
+    tested = mapping(record.study, "choice", "threshold", "test", "metrics")
+    return {
+        "sentence": text(record.study, "choice", "threshold", "sentence"),
+        "test": [(name, value) for name, raw in tested.items() if (value := number(raw)) is not None],
     }
 
 

@@ -9,18 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
 from graft.report import plots, sketches, wording
-from graft.report.reading import Candidate, at, items
-from graft.report.wording import number
+from graft.report.reading import Candidate
 
 LABELLED = 14  # more labels than this hide the marks
 DEPTHS = 48
-TRAINED = 6
-CURVE_POINTS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +114,6 @@ def best(candidates: Sequence[Candidate], metric: str) -> Candidate:
     return pick(candidates, key=lambda candidate: candidate.metrics.get(metric, worst))
 
 
-def learning_curves(candidates: Sequence[Candidate], *, chosen: str | None) -> list[Figure]:
-    """Loss and accuracy over the epochs for what was trained, the choice first, a line per fold."""
-    trained = sorted((c for c in candidates if c.curves), key=lambda c: c.id != chosen)
-    return [figure for candidate in trained[:TRAINED] for figure in _curves(candidate)]
-
-
 def class_counts(counts: Sequence[tuple[str, float]]) -> Markup:
     """Images per class: up to 30 classes."""
     rows = [(name, value, wording.count(value)) for name, value in counts]
@@ -156,70 +146,6 @@ def _depth(row: list[Candidate], metric: str, chosen: str | None, y_range: tuple
     title = top.backbone + (", random weights" if top.strategy == "random" else "")
     variant = top.id.rpartition("@")[2] if "@" in top.id and top.strategy == "frozen" else ""
     return Figure(svg, f"{title}, {variant}" if variant else title, caption)
-
-
-def _curves(candidate: Candidate) -> list[Figure]:
-    epochs = [(fold, [e for e in items(fold, "epochs") if isinstance(e, dict)]) for fold in candidate.curves]
-    title = "From scratch" if candidate.strategy == "scratch" else candidate.backbone
-    losses = [
-        line
-        for fold, rows in epochs
-        for line in (
-            _trace(fold, rows, "train_loss", "trace quiet"),
-            _trace(fold, rows, "validation_loss", "trace choice"),
-        )
-        if line
-    ]
-    accuracies = [
-        line for fold, rows in epochs if (line := _trace(fold, rows, "validation_accuracy", "trace choice"))
-    ]
-    stops = sorted(
-        {wording.STOPS.get(str(reason), str(reason)) for fold, _ in epochs if (reason := at(fold, "stopped"))}
-    )
-    ended = f" Ended by {', '.join(stops)}." if stops else ""
-    folds = wording.plural(len(epochs), "fold")
-    figures = []
-    if losses:
-        caption = f"Log loss, {folds}: training (grey, dashed) and inner validation (solid); a dot marks the epoch that was kept.{ended}"
-        figures.append(
-            Figure(_over_epochs(losses, f"loss of {title} over the epochs"), f"{title}: loss", caption)
-        )
-    if accuracies:
-        caption = f"Accuracy on the inner validation part, {folds}."
-        figures.append(
-            Figure(
-                _over_epochs(accuracies, f"accuracy of {title} over the epochs"),
-                f"{title}: accuracy",
-                caption,
-            )
-        )
-    return figures
-
-
-def _over_epochs(series: list[plots.Line], described: str) -> Markup:
-    last = max(x for line in series for x, _ in line.points)
-    first = min(x for line in series for x, _ in line.points)
-    marked = (
-        [(tick, f"{tick:.0f}") for tick in plots.ticks(first, last) if tick == int(tick)]
-        if last > first
-        else []
-    )
-    return plots.lines(series, described=described, x_ticks=marked, x_label="epoch", height=240.0)
-
-
-def _trace(fold: dict[str, Any], epochs: list[dict[str, Any]], field: str, kind: str) -> plots.Line | None:
-    points = []
-    for epoch in epochs:
-        x, y = number(epoch.get("number")), number(epoch.get(field))
-        if x is not None and y is not None:
-            points.append((x, y))
-    if not points:
-        return None
-    kept = number(fold.get("best_epoch"))
-    dot = next((point for point in points if point[0] == kept), None) if "choice" in kind else None
-    step = -(-len(points) // CURVE_POINTS)
-    thin = tuple(points[::step]) + ((points[-1],) if (len(points) - 1) % step else ())
-    return plots.Line(thin, f"fold {fold.get('fold')}, {field.replace('_', ' ')}", kind=kind, best=dot)
 
 
 def _kind(candidate: Candidate, *, chosen: str | None, faint: bool) -> str:

@@ -2,7 +2,8 @@
 
 In: small records of numbers and names. Out: `Markup`, in which every name is escaped. The colours are the page's CSS
 variables, so a plot follows light, dark and print; nothing is told by colour alone: what is chosen is ringed, what is
-tied is filled, what was trained from scratch is a square. A mark's `<title>` is its tooltip.
+tied is filled, what was trained from scratch is a square, what was fine-tuned a triangle or, from the first stage on, a
+diamond. A mark's `<title>` is its tooltip.
 
 The view boxes are 420 units wide, so that text of 12 units stays readable on a phone of 375 px.
 
@@ -22,6 +23,12 @@ from graft.report.wording import SPACE, shortened
 WIDTH, HEIGHT = 420.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 14.0, 12.0, 46.0
 CHARACTER = 7.5  # width of an average character in view box units, on a phone
+SHAPES = {
+    "partial": "M0 -6L5.5 4.5H-5.5z",
+    "full": "M0 -6.5L6 0L0 6.5L-6 0z",
+    "shrunk": "M0 6L-5.5 -4.5H5.5z",
+    "ensemble": "M-6 -2H-2V-6H2V-2H6V2H2V6H-2V2H-6z",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +96,12 @@ def scatter(
     y_label: str,
     show_x: Callable[[float], str],
     y_range: tuple[float, float],
+    paths: Sequence[Line] = (),
 ) -> Markup:
-    """Marks over a logarithmic x, later ones on top; those not above zero or out of `y_range` are left out."""
+    """Marks over a logarithmic x, later ones on top; those not above zero or out of `y_range` are left out.
+
+    `paths` lie beneath the marks and reach over no other x than they do.
+    """
     marks = [mark for mark in marks if mark.x > 0 and y_range[0] <= mark.y <= y_range[1]]
     if not marks:
         return Markup("")
@@ -99,9 +110,35 @@ def scatter(
     axes = _x_axis(
         frame, [(tick, show_x(tick).replace(".0" + SPACE, SPACE)) for tick in log_ticks(*frame.x)], x_label
     )
-    drawn = [_mark(frame, mark) for mark in marks]
+    drawn = [*(_line(frame, path) for path in paths), *(_mark(frame, mark) for mark in marks)]
     described = f"{y_label} against {x_label}, {len(marks)} candidates; the table holds the numbers"
     return svg(described, frame.height, [_y_axis(frame, y_label), axes, *drawn, *_labels(frame, marks)])
+
+
+def steps(
+    marks: Sequence[Mark],
+    path: Line,
+    *,
+    described: str,
+    names: Sequence[str],
+    y_label: str,
+    y_range: tuple[float, float],
+    width: float = WIDTH,
+    height: float = HEIGHT,
+) -> Markup:
+    """Marks over named steps: x is the position in `names`, and `path` joins what can be compared."""
+    frame = Frame((-0.5, len(names) - 0.5), y_range, width=width, height=height, bottom=26.0)
+    axes = [_y_axis(frame, y_label), _x_axis(frame, list(enumerate(names)), "")]
+    parts = [_line(frame, path)] if path.points else []
+    drawn = [*parts, *(_mark(frame, mark) for mark in marks), *_labels(frame, marks)]
+    return svg(described, height, [*axes, *drawn], width=width)
+
+
+def symbol(kind: str) -> Markup:
+    """A mark of this kind for a legend, hidden from screen readers with the legend."""
+    return Markup('<svg viewBox="0 0 24 24"><g class="mark {}">{}</g></svg>').format(
+        kind, _shape(kind.split(), 12.0, 12.0)
+    )
 
 
 def lines(
@@ -229,25 +266,28 @@ def _mark(frame: Frame, mark: Mark) -> Markup:
         )
     if "choice" in kinds:
         parts.append(Markup('<circle class="ring" cx="{}" cy="{}" r="10"/>').format(compact(x), compact(y)))
-    if "scratch" in kinds:
-        parts.append(
-            Markup('<rect x="{}" y="{}" width="9" height="9"/>').format(compact(x - 4.5), compact(y - 4.5))
-        )
-    else:
-        parts.append(
-            Markup('<circle cx="{}" cy="{}" r="{}"/>').format(
-                compact(x), compact(y), 2.5 if "faint" in kinds else 5
-            )
-        )
+    parts.append(_shape(kinds, x, y))
     return Markup('<g class="mark {}"><title>{}</title>{}</g>').format(
         mark.kind, mark.title, Markup("").join(parts)
     )
 
 
+def _shape(kinds: Sequence[str], x: float, y: float) -> Markup:
+    """A circle, or what stands for the strategy; small if the mark is faint."""
+    if "faint" in kinds:
+        return Markup('<circle cx="{}" cy="{}" r="2.5"/>').format(compact(x), compact(y))
+    if "scratch" in kinds:
+        return Markup('<rect x="{}" y="{}" width="9" height="9"/>').format(compact(x - 4.5), compact(y - 4.5))
+    drawn = next((SHAPES[kind] for kind in kinds if kind in SHAPES), None)
+    if drawn is None:
+        return Markup('<circle cx="{}" cy="{}" r="5"/>').format(compact(x), compact(y))
+    return Markup('<path transform="translate({} {})" d="{}"/>').format(compact(x), compact(y), drawn)
+
+
 def _line(frame: Frame, line: Line) -> Markup:
     places = [(compact(frame.across(x)), compact(frame.up(y))) for x, y in line.points]
     path = "M" + "L".join(f"{x} {y}" for x, y in places)
-    dots = [Markup('<circle cx="{}" cy="{}" r="2.5"/>').format(x, y) for x, y in places if len(places) <= 24]
+    dots = [Markup('<circle cx="{}" cy="{}" r="2.5"/>').format(x, y) for x, y in places if len(places) <= 24 and "bare" not in line.kind]
     if line.best is not None:
         x, y = compact(frame.across(line.best[0])), compact(frame.up(line.best[1]))
         dots.append(Markup('<circle class="best" cx="{}" cy="{}" r="5"/>').format(x, y))

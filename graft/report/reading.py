@@ -60,6 +60,7 @@ class Candidate:
     complete: bool
     curves: tuple[dict[str, Any], ...]
     input: str | None = None
+    cut: str | None = None
 
     @property
     def input_name(self) -> str:
@@ -206,6 +207,7 @@ def _candidate(row: dict[str, Any]) -> Candidate:
         complete=row.get("complete") is not False,
         curves=tuple(entry for entry in items(row, "curves") if isinstance(entry, dict)),
         input=text(mapping(row, "input"), "kind"),
+        cut=row["cut"] if isinstance(row.get("cut"), str) else None,
     )
 
 

@@ -19,7 +19,6 @@ from jaxtyping import Float32, UInt8
 
 from graft.compute import cpu_threads
 from graft.deploy.bundle import Bundle, Prediction, load
-from graft.errors import BundleError
 from graft.images.headers import UnreadableImage
 from graft.images.preprocess import load as load_pixels
 from graft.serving.batching import BatchQueue
@@ -66,7 +65,7 @@ class Hosted:
         )
         meters.watch_queue(name, self.queue)
         self._run(np.zeros((1, *self.pixel_shape), np.uint8))
-        self.explains = _explains(bundle)
+        self.explains = not bundle.no_activation
 
     async def predict(self, uploads: Sequence[Upload]) -> list[Prediction]:
         """A prediction per image. Raises Busy, UnreadableImage, and Refusal(504) where it takes too long."""
@@ -191,14 +190,6 @@ def _named(work: Callable[[bytes], T], upload: Upload) -> T:
         if upload.file is None:
             raise
         raise UnreadableImage(error.kind, f"{upload.file}: {error.reason}") from error
-
-
-def _explains(bundle: Bundle) -> bool:
-    try:
-        bundle.explain(np.zeros((bundle.preprocess.size, bundle.preprocess.size, 3), np.uint8))
-    except BundleError:
-        return False
-    return True
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:

@@ -61,9 +61,9 @@ class Door:
         self._away: Counter[str] = Counter()
         self.memory = Memory(limits.memory_bytes)
 
-    def busy_seconds(self) -> int | None:
-        """In how many seconds a request with images may find room; None where it may come in now."""
-        return 1 if self._requests >= self._limits.requests else self._full()
+    def busy_seconds(self, in_flight: int) -> int | None:
+        """In how many seconds a request with images may find room, with so many begun; None where it may come in."""
+        return 1 if in_flight >= self._limits.requests else self._full()
 
     def turned_away(self, route: str) -> None:
         """A request was refused before it became one; those of a second are counted and logged together."""

@@ -30,7 +30,7 @@ class Limits:
     files: int = 32
     queue: int = 96
     batch: int = 8
-    requests: int = 512
+    requests: int = 192
     memory_bytes: int = 512 * MIB
     body_seconds: float = 30.0
     answer_seconds: float = 30.0

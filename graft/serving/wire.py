@@ -32,8 +32,8 @@ _LONGEST_HEADER = 16_384
 class Full(Protocol):
     """What the application tells: in how many seconds there may be room again (None: there is), and it counts."""
 
-    def busy_seconds(self) -> int | None:
-        """In how many seconds; None where there is room."""
+    def busy_seconds(self, in_flight: int) -> int | None:
+        """In how many seconds, with so many requests begun; None where there is room."""
 
     def turned_away(self, route: str) -> None:
         """Counts."""
@@ -73,7 +73,8 @@ class PatientProtocol(H11Protocol):
                 self._to_skip -= len(data)
                 return b""
             data, self._to_skip = data[self._to_skip :], 0
-            seconds = self._full().busy_seconds()
+            # Counts those, too, whose turn has not come: in a burst, all are here before the first is looked at.
+            seconds = self._full().busy_seconds(len(self.tasks))
             found = plain_upload(data) if seconds is not None and self._is_between_requests() else None
             if seconds is None or found is None:
                 break

@@ -6,8 +6,9 @@ that do not matter), and the one `Fitted` whose answer is the mean. Cost: an exp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,9 +20,10 @@ from graft.deploy.assemble import assembled
 from graft.deploy.branches import averaged
 from graft.judging.cost import latency_ms
 from graft.store import content_key
+from graft.studies.beside import trunk_of_trial
 from graft.studies.candidate import Candidate
 from graft.studies.finish import Fitted
-from graft.studies.frame import Frame
+from graft.studies.frame import Frame, Trial
 from graft.studies.probe import LATENCY_THREADS
 
 
@@ -68,6 +70,55 @@ def joined(fitted: Sequence[Fitted], *, weights: Sequence[float] | None = None) 
     )
 
 
+def together_costs(frame: Frame, members: Sequence[Trial]) -> ModelCosts:
+    """What trials cost that are packed as one model.
+
+    Of frozen ones, what they have in common counts once; all others are added up, which is an upper bound.
+    """
+    frozen = [trial for trial in members if trial.recipe.strategy == "frozen"]
+    summed = [trial for trial in members if trial.recipe.strategy != "frozen" or len(frozen) < 2]
+    found = _frozen_costs(frame, frozen) if len(frozen) > 1 else ModelCosts(0, 0, 0.0)
+    return ModelCosts(
+        found.parameters + sum(trial.parameters for trial in summed),
+        found.bytes + sum(trial.model_bytes or 0 for trial in summed),
+        found.latency_ms + float(sum(trial.latency_ms or 0.0 for trial in summed)),
+    )
+
+
+def _frozen_costs(frame: Frame, members: Sequence[Trial]) -> ModelCosts:
+    keys = [trial.recipe.key for trial in members]
+    key = content_key("ensemble-cost.v1", keys, frame.classes, LATENCY_THREADS, cpu_name())
+    stored = frame.store.get(key)
+    if stored is None:
+        models = []
+        for number, trial in enumerate(members):
+            trunk = trunk_of_trial(frame, trial)
+            assert trunk.graph is not None
+            shape = trunk.taps[trial.tap_index].features, frame.classes
+            weight = np.random.default_rng(number).normal(size=shape).astype(np.float32)
+            model = assembled(
+                onnx.load(str(trunk.graph)),
+                tap_output(trial.tap_index),
+                weight=weight,
+                bias=weight[0],
+                unit_length=True,
+            )
+            models.append(model)
+        shares = [(2.0 + number) / 100 for number in range(len(models))]  # all different, as they may be
+        stored = frame.store.put(key, _measured(averaged(models, weights=shares)))
+    return _of(stored.facts)
+
+
+def _measured(model: onnx.ModelProto) -> dict[str, float]:
+    content = model.SerializeToString()
+    latency = latency_ms(content, threads=LATENCY_THREADS, seconds=0.06)
+    return {"parameters": parameters(model), "bytes": len(content), "latency_ms": latency}
+
+
+def _of(facts: Mapping[str, Any]) -> ModelCosts:
+    return ModelCosts(int(facts["parameters"]), int(facts["bytes"]), float(facts["latency_ms"]))
+
+
 def model_costs(frame: Frame, candidate: Candidate) -> ModelCosts:
     """What the packed model will cost."""
     key = content_key(
@@ -82,12 +133,8 @@ def model_costs(frame: Frame, candidate: Candidate) -> ModelCosts:
     if stored is None:
         models = [_dummy(frame, candidate, run) for run in range(candidate.page.ensemble)]
         model = averaged(models) if len(models) > 1 else models[0]
-        content = model.SerializeToString()
-        latency = latency_ms(content, threads=LATENCY_THREADS, seconds=0.06)
-        facts = {"parameters": parameters(model), "bytes": len(content), "latency_ms": latency}
-        stored = frame.store.put(key, facts)
-    found = stored.facts
-    return ModelCosts(int(found["parameters"]), int(found["bytes"]), float(found["latency_ms"]))
+        stored = frame.store.put(key, _measured(model))
+    return _of(stored.facts)
 
 
 def _dummy(frame: Frame, candidate: Candidate, run: int) -> onnx.ModelProto:

@@ -1,6 +1,6 @@
 """A rung of the study: what the mean of several finished candidates would be worth, as a candidate of its own.
 
-In: all trials so far. Out: at most one trial more (`strategy` "ensemble") with the summed costs of its members, and for
+In: all trials so far. Out: at most one trial more (`strategy` "ensemble") with what its members cost together, and for
 the report `extras["ensembles"]`. Members are found by greedy selection with replacement on out-of-fold predictions
 (Caruana et al. 2004); how often one was taken is its weight. They must want the images decoded in the same way, so that
 one graph with one input packs them: the group of the best candidate that has company is looked at.
@@ -30,7 +30,7 @@ from jaxtyping import Float32, Int, Int64
 from graft.judging.metrics import METRICS
 from graft.judging.uncertainty import Difference, draw_weights, estimate, paired
 from graft.store import content_key
-from graft.studies.branches import joined
+from graft.studies.branches import ModelCosts, joined, together_costs
 from graft.studies.finish import Fitted
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.recipe import Recipe
@@ -79,7 +79,8 @@ def ensembles_rung(frame: Frame, done: Progress) -> Working:
     found = ensemble_of(
         pool, frame.targets, frame.folds.assignment[frame.rows], metric=frame.settings.metric
     )
-    trial = trial_of(pool, found) if len(found.picks) > 1 else None
+    members = [pool[i] for i in found.picks]
+    trial = trial_of(pool, found, together_costs(frame, members)) if len(members) > 1 else None
     if trial is not None:
         done.trials.append(trial)
     told = _told(frame, pool, found, trial, single=usable[0])
@@ -180,11 +181,8 @@ def _of_one_geometry(ranked: Sequence[Trial]) -> list[Trial]:
     return [trial for trial in ranked if first is not None and trial.recipe.geometry == first.recipe.geometry]
 
 
-def trial_of(pool: Sequence[Trial], found: Ensemble) -> Trial:
-    """The ensemble as a candidate: nested probabilities, and the sums of what its members cost.
-
-    The sums of bytes, parameters and latency are upper bounds: what members have in common is packed once.
-    """
+def trial_of(pool: Sequence[Trial], found: Ensemble, costs: ModelCosts) -> Trial:
+    """The ensemble as a candidate: nested probabilities, the seconds that its members took, and what they cost as one."""
     members = [pool[i] for i in found.picks]
     shares = [
         {"id": pool[i].recipe.name, "key": pool[i].recipe.key, "weight": count / sum(found.picks.values())}
@@ -208,9 +206,9 @@ def trial_of(pool: Sequence[Trial], found: Ensemble) -> Trial:
         probabilities=found.probabilities,
         train_seconds=float(sum(trial.train_seconds for trial in members)),
         extract_seconds=float(sum(passes.values())),
-        model_bytes=sum(trial.model_bytes or 0 for trial in members),
-        parameters=sum(trial.parameters for trial in members),
-        latency_ms=float(sum(trial.latency_ms or 0.0 for trial in members)),
+        model_bytes=costs.bytes,
+        parameters=costs.parameters,
+        latency_ms=costs.latency_ms,
         tap_index=0,
         taps=1,
         about={

@@ -27,6 +27,7 @@ from graft.studies.beside import activations_of
 from graft.studies.finalists import DRAWS, PLAN, Cost, Option, TuningPlan, finalists, options_of, planned
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.journal import TRIALS
+from graft.studies.retrieval import retrieval_of_tuned
 from graft.studies.timing import timed
 
 if TYPE_CHECKING:
@@ -240,9 +241,10 @@ def _fold(
         compute=frame.compute,
     )
     seconds = round(frame.journal.elapsed_seconds() - begun, 3)
-    record = frame.journal.add_fold(
-        recipe.key, fold, rows, {"name": recipe.name, "seconds": seconds, "curve": curve}
-    )
+    facts: dict[str, Any] = {"name": recipe.name, "seconds": seconds, "curve": curve}
+    if fold == 0:
+        facts["retrieval"] = retrieval_of_tuned(frame, bench, tuned)
+    record = frame.journal.add_fold(recipe.key, fold, rows, facts)
     kept_in.unlink(missing_ok=True)
     return record, rows
 

@@ -2,7 +2,7 @@
 
 In: the chosen trial with its out-of-fold probabilities, and the embeddings that its packed model gives the development
 images. Out: a `Knowing` for the bundle: the score of being unknown with its threshold and its trade-off (coverage
-against accuracy of what is accepted), and the conformal label sets.
+against accuracy of what is accepted), the conformal label sets, and of two classes the threshold if one is worth it.
 
 Probabilities are always out-of-fold. Embeddings of a frozen network are, too, in what matters: it never saw the images,
 and the score of each is measured from the other folds. A network that was trained has seen the images whose embeddings
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int64
+from threadpoolctl import threadpool_limits
 
 from graft.deploy.opening import EMBEDDING, INPUT, MANIFEST
 from graft.deploy.pack import Knowing
@@ -29,6 +30,7 @@ from graft.deploy.unknown import ACCEPTED, METHOD, held_out_scores, score_graph,
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels
 from graft.studies.frame import Frame, Trial
+from graft.studies.thresholds import adopted_thresholds
 
 COVERAGE = 0.9  # of the label sets
 COVERAGES = (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
@@ -64,7 +66,8 @@ def knowing(
     else:
         embeddings = _embedded(model, open_pixels(frame.dataset, geometry, store=frame.store), rows)
     probabilities = trial.probabilities[chosen]
-    stranger, scores = held_out_scores(embeddings, probabilities, folds[chosen])
+    with threadpool_limits(1):  # threads that wait for each other are slow on a busy machine
+        stranger, scores = held_out_scores(embeddings, probabilities, folds[chosen])
     right = probabilities.argmax(axis=1) == frame.targets[chosen]
     unknown = {
         "threshold": upper_quantile(scores, ACCEPTED),
@@ -78,6 +81,7 @@ def knowing(
         graph=score_graph(stranger, classes=frame.classes).SerializeToString(),
         unknown=unknown,
         conformal=conformal(trial.probabilities, frame.targets, folds),
+        thresholds=adopted_thresholds(frame, trial),
     )
 
 

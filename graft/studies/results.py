@@ -29,6 +29,7 @@ from graft.studies.frame import Frame, Trial
 from graft.studies.predictions import PREDICTIONS as PREDICTIONS
 from graft.studies.predictions import measured
 from graft.studies.predictions import write_predictions as write_predictions
+from graft.studies.thresholds import threshold_facts
 from graft.studies.words import RunnerUp, reason, runner_up_reason, scratch_sentence
 from graft.version import VERSION as VERSION
 
@@ -187,6 +188,7 @@ def _candidate(
         "folds": _per_fold(frame, trial, lead),
         "per_class": per_class(probabilities, targets, frame.dataset.classes),
         "knn": trial.knn,
+        "balance": _balances(frame, recipe.key),
         "cost": {
             "parameters": trial.parameters,
             "bytes": trial.model_bytes,
@@ -215,6 +217,17 @@ def _per_fold(frame: Frame, trial: Trial, metric: str) -> list[float]:
             once = np.ones((1, int(rows.sum())), np.float32)
             values.append(float(bootstrap(metric, trial.probabilities[rows], frame.targets[rows], once)[0]))
     return values
+
+
+def _balances(frame: Frame, recipe: str) -> list[float] | None:
+    """The exponent of the class weights on each finished fold, chosen inside it; None where no ridge head was fitted."""
+    folds = {
+        record["fold"]: record
+        for record in frame.journal.records
+        if record["kind"] == "fold" and record.get("recipe") == recipe and record["fold"] >= 0
+    }
+    found = [folds[fold].get("balance") for fold in sorted(folds)]
+    return [float(value) for value in found if value is not None] or None
 
 
 def scratch_against_transfer(frame: Frame, trials: Sequence[Trial], choice: Choice) -> dict[str, Any]:
@@ -275,6 +288,7 @@ def choice_facts(
         "confusion": confusion(
             chosen.probabilities[choice.rows], frame.targets[choice.rows], frame.classes
         ).tolist(),
+        "threshold": threshold_facts(frame, chosen, tested),
         "limits_met": not choice.missed,
         "missed": choice.missed or None,
     }

@@ -30,8 +30,8 @@ else:
     ScratchDesign = TrainingSettings = Any
 
 TUNING_SHARE = 0.4  # of the budget is planned for fine-tuning and the last fit of what is tuned
-SCRATCH_SHARE = 0.2  # for training from scratch
-AFTER_TUNING_SHARE = 0.3  # is kept for all that follows fine-tuning
+SCRATCH_SHARE = 0.25  # for training from scratch
+AFTER_TUNING_SHARE = 0.35  # is kept for all that follows fine-tuning
 ALONE_SHARE = 0.6  # of the budget for training from scratch where nothing else takes time; the rest is slack
 ALONE_TUNING_SHARE = 0.75  # for fine-tuning with --only finetuned
 AMOUNTS_COST = 0.75  # of a fold: training on a quarter and a half of its images

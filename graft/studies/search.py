@@ -49,6 +49,7 @@ from graft.studies.journal import Journal
 from graft.studies.knowing import reject_facts
 from graft.studies.place import claim, refuse_place, sweep, write_run
 from graft.studies.plan import Plan, plan
+from graft.studies.retrieval import retrieval_facts
 from graft.studies.rungs import Progress, Working, probe_rung, scratch_rung, training_settings, tuning_rung
 from graft.studies.settings import Settings
 from graft.studies.shrinking_finish import fitting_shrunk
@@ -202,6 +203,7 @@ def finishing(
         "position": where_the_data_stand(frame, done.trials),
         "backbones": done.reasons,
         "plan": done.plan,
+        "retrieval": retrieval_facts(frame, done),
         **done.extras,
         "notices": done.notices,
         "environment": results.environment(),

@@ -41,7 +41,8 @@ from graft.studies.rungs import Progress, Working, prepare, tell
 from graft.studies.shrinking_variants import Variant, measuring, prepared_trunk, variant_of
 
 TOLERANCE = 0.01
-SHARE = 0.15  # of the budget
+SHARE = 0.2  # of the budget
+SCREENING = 0.5  # of that at most for what is not yet in 8 bits
 SMALLER_INPUTS = (160, 128, 96)
 MOST_DEPTHS = 5
 DEPTH_STEP = 0.75  # each next waist has at most this share of the weights of the one before
@@ -49,7 +50,7 @@ THIN_SHARES = (0.75, 0.5)
 LEAST_SMALLER, LEAST_FASTER = 0.97, 0.95  # of the bytes or of the latency of what a step was made from
 DRAWS = 1_000
 # Seconds to plan with, on one thread of any machine: 10^9 multiply-adds, quantising, a head on 1,000 images.
-SECONDS_PER_GMAC, QUANTISING, HEAD = 0.03, 12.0, 1.0
+SECONDS_PER_GMAC, QUANTISING, HEAD = 0.015, 7.0, 0.5
 SMALLER = re.compile(r"@\d+px$")  # how the names of trials with smaller inputs end
 
 Kind = Literal["smaller input", "several depths", "8 bits", "fewer channels, 8 bits"]
@@ -78,11 +79,13 @@ def shrink_rung(
     best = best_frozen(frame, done.trials)
     if best is None or best.model_bytes is None:
         return
-    purse = Purse(SHARE * frame.settings.budget_seconds if limited else None)
+    whole = SHARE * frame.settings.budget_seconds
+    screening = Purse(SCREENING * whole if limited else None)
     before = {id(trial) for trial in done.trials}
     yield Event("stage", "Shrinking: smaller models on the same folds")
-    yield from _smaller_inputs(frame, done, best, purse)
-    yield from _several_depths(frame, done, purse)
+    yield from _smaller_inputs(frame, done, best, screening)
+    yield from _several_depths(frame, done, screening)
+    purse = Purse(None if screening.seconds is None else (1 - SCREENING) * whole + screening.seconds)
     for trial in _worth_quantising(frame, done.trials, tolerance):
         if purse.pays(_calibrated_cost(frame, trial)):
             yield from _measured(frame, done, trial, replace(variant_of(trial), precision="int8"))

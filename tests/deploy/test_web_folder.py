@@ -238,7 +238,7 @@ def test_the_browser_shows_what_spoke_for_it_and_refuses_what_was_altered(
         browser.click("document.querySelector('.map')")
         browser.wait_for("!!document.querySelector('.picture canvas')")
         shown = np.array(browser.run("JSON.parse(document.querySelector('.picture canvas').dataset.map)"))
-        np.testing.assert_allclose(shown, bundle.explain(photo), atol=0.05)
+        np.testing.assert_allclose(shown, bundle.explain(photo), atol=0.1)
         whole = (site / "model.onnx").read_bytes()
         (site / "model.onnx").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
         browser.call("Network.setCacheDisabled", cacheDisabled=True)

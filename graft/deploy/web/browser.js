@@ -118,8 +118,16 @@ start({
   },
   async explain(image) {
     const said = await session.model.run({ image: await seen(image) }, ["probabilities", "activation"]);
-    const column = decided([...said.probabilities.data]), [, , high, wide] = said.activation.dims;
-    const grid = said.activation.data.slice(column * high * wide, (column + 1) * high * wide);
-    return { label: bundle.labels[column], map: Array.from({ length: high }, (_, row) => [...grid.slice(row * wide, (row + 1) * wide)]) };
+    // As Bundle.explain: against the average class, with what has no place spread evenly.
+    const shares = [...said.probabilities.data], column = decided(shares), [, classes, high, wide] = said.activation.dims;
+    const logits = shares.map(share => Math.log(Math.max(share, 1.1754944e-38)));
+    const mean = values => values.reduce((sum, value) => sum + value, 0) / values.length;
+    const cells = Array.from({ length: high * wide }, (_, place) => {
+      const here = Array.from({ length: classes }, (_, row) => said.activation.data[row * high * wide + place]);
+      return here[column] - mean(here);
+    });
+    const more = logits[column] - mean(logits) - mean(cells);
+    const map = Array.from({ length: high }, (_, row) => cells.slice(row * wide, (row + 1) * wide).map(cell => cell + more));
+    return { label: bundle.labels[column], map };
   },
 });
