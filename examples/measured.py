@@ -38,7 +38,9 @@ def measured(source: Path, run: Path, **options: Any) -> dict[str, Any]:
     spent = time.process_time() - begun
     row = {"asked": asked, "spent": round(spent, 1), "run": str(run), **told(result)}
     kept.write_text(json.dumps(row, indent=1), encoding="utf-8")
-    print(f"{run.name}: accuracy {interval(row, 'accuracy')}, {row['spent']:.0f} processor seconds", flush=True)
+    print(
+        f"{run.name}: accuracy {interval(row, 'accuracy')}, {row['spent']:.0f} processor seconds", flush=True
+    )
     return row
 
 

@@ -10,7 +10,8 @@ which is unbalanced and, for magnetic_tile, grey. Then it trains, each in a run 
 - a ridge head on the frozen features of a pre-trained network, on grey images and on their edges;
 - the same network with its first layers frozen, the others trained, on grey images and with the edges as a further channel.
 
-Whole series of views of one tile stay on one side of each fold: the scores are those of tiles never seen.
+Images are squashed, not cropped, because a defect may lie at the border. Whole series of views of one tile stay on one side
+of each fold: the scores are those of tiles never seen.
 """
 
 from __future__ import annotations
@@ -21,38 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from measured import interval, measured, megabytes, page, shown, table
-from sets import Missing, backbone_of, by_class, linked, source_of, weights_of
+from sets import Missing, arguments, backbone_of, by_class, linked, source_of, weights_of
 
 import graft
 
 HEADER = ("model", "F1 defect", "F1 normal", "macro-F1 (95 %)", "size of the model", "processor seconds")
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=Path, help="images in a folder per class")
-    parser.add_argument("--normal", default="Free", help="the class without a defect (default: Free)")
-    parser.add_argument("--weights", type=Path, help="a folder with weights.json")
-    parser.add_argument("--backbone", help="the pre-trained network")
-    parser.add_argument("--freeze", default="14", help="how many first layers stay as they are (default: 14)")
-    parser.add_argument("--size", type=int, help="pixels a side (default: those of each network)")
-    parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--images", type=int, help="take so many, every class its share (default: all)")
-    parser.add_argument("--scratch-epochs", type=int, help="from scratch (default: until it no longer improves)")
-    parser.add_argument("--epochs", type=int, help="with frozen first layers (default: until no longer better)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/scratch_against_transfer"))
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
-    return parser
-
-
 def two_classes(source: Path, target: Path, *, normal: str, images: int | None) -> Path:
     """The set with the classes `normal` and `defect`. Raises Missing if it has no class of the name `normal`."""
     names = by_class(source)
     if normal not in names or len(names) < 2:
-        raise Missing(f"{source} has the classes {', '.join(names)}: name the one without a defect with --normal.")
-    return linked(
-        source, target, images=images, called=lambda name: "normal" if name == normal else "defect"
-    )
+        raise Missing(
+            f"{source} has the classes {', '.join(names)}: name the one without a defect with --normal."
+        )
+    return linked(source, target, images=images, called=lambda name: "normal" if name == normal else "defect")
 
 
 def strategies(options: argparse.Namespace, weights: Path | None) -> dict[str, dict[str, Any]]:
@@ -78,7 +62,12 @@ def line(name: str, row: dict[str, Any]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = arguments().parse_args(argv)
+    parser = arguments(__doc__, "scratch_against_transfer")
+    parser.add_argument("--normal", default="Free", help="the class without a defect (default: Free)")
+    parser.add_argument("--freeze", default="14", help="how many first layers stay as they are (default: 14)")
+    parser.add_argument("--epochs", type=int, help="with frozen first layers (default: while it improves)")
+    parser.add_argument("--scratch-epochs", type=int, help="from scratch (default: while it improves)")
+    options = parser.parse_args(argv)
     try:
         source = source_of(options.folder, "magnetic_tile")
         weights = weights_of(options.weights)
@@ -93,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
                 weights=weights,
                 size=options.size,
                 folds=options.folds,
+                fit="squash",
                 groups="series",
                 **strategy,
             )

@@ -6,6 +6,7 @@ ever written into the folder that the images come from.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,22 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp"}
 
 class Missing(Exception):
     """Something that an example needs is not there; the message says what to do."""
+
+
+def arguments(told: str, name: str, *, images: int | None = None) -> argparse.ArgumentParser:
+    """The arguments that all examples have; `told` is the text of --help, `name` that of the folder for the runs."""
+    parser = argparse.ArgumentParser(description=told, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, help="images in a folder per class")
+    parser.add_argument("--weights", type=Path, help="a folder with weights.json")
+    parser.add_argument("--backbone", help="the pre-trained network (default: a small one)")
+    parser.add_argument("--size", type=int, help="pixels a side (default: those of each network)")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument(
+        "--images", type=int, default=images, help=f"at most so many (default: {images or 'all'})"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="a run folder for each row")
+    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
+    return parser
 
 
 def source_of(folder: Path | None, name: str) -> Path:
@@ -39,7 +56,7 @@ def weights_of(folder: Path | None) -> Path | None:
 
 def backbone_of(name: str | None, weights: Path | None) -> str:
     """The network that was named, or a small one that is at hand."""
-    at_hand = "mobilenetv1_050.coral_in1k" if weights == SHARED / "weights" else "graft_small.embedded"
+    at_hand = "mobilenetv1_050.coral_in1k" if weights == SHARED / "weights" else "graft_small.distilled"
     return name or at_hand
 
 

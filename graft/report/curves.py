@@ -82,7 +82,9 @@ def _name(candidate: Candidate, candidates: Sequence[Candidate]) -> tuple[str, s
     return candidate.backbone, candidate.id.rpartition("+")[2] if "+" in candidate.id else ""
 
 
-def _panel(runs: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], field: str, kind: str) -> list[plots.Line]:
+def _panel(
+    runs: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], field: str, kind: str
+) -> list[plots.Line]:
     """Thin lines of the folds beneath the thick one of their mean; only those of validation have marks."""
     rows = [(fold, _points(epochs, field)) for fold, epochs in runs]
     rows = [(fold, points) for fold, points in rows if points]
@@ -92,7 +94,11 @@ def _panel(runs: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], field: s
     thin = []
     for fold, points in rows[:FOLD_LINES] if len(rows) > 1 else ():
         name = f"fold {fold.get('fold')}, {told}"
-        thin.append(plots.Line(_thinned(points, FOLD_POINTS), name, kind=f"bare thin {kind}", best=_best(fold, points, kind)))
+        thin.append(
+            plots.Line(
+                _thinned(points, FOLD_POINTS), name, kind=f"bare thin {kind}", best=_best(fold, points, kind)
+            )
+        )
     mean = _mean([points for _, points in rows])
     name = f"mean of {len(rows)} folds, {told}" if len(rows) > 1 else f"fold {rows[0][0].get('fold')}, {told}"
     only = _best(*rows[0], kind) if len(rows) == 1 else None
@@ -125,12 +131,16 @@ def _thinned(points: Points, most: int) -> tuple[tuple[float, float], ...]:
 
 
 def _drawn(lines: Sequence[plots.Line], last: float, described: str, name: str, *, bottom: bool) -> Markup:
-    marked = [(tick, f"{tick:.0f}") for tick in plots.ticks(0.0, last, about=4) if tick == int(tick) and tick >= 1]
+    marked = [
+        (tick, f"{tick:.0f}") for tick in plots.ticks(0.0, last, about=4) if tick == int(tick) and tick >= 1
+    ]
     first = min(x for line in lines for x, _ in line.points)
     return plots.lines(
         lines,
         described=described,
-        x_ticks=[(x, told) for x, told in marked if x >= first] if last > first else [(first, f"{first:.0f}")],
+        x_ticks=[(x, told) for x, told in marked if x >= first]
+        if last > first
+        else [(first, f"{first:.0f}")],
         x_label="epoch" if bottom else "",
         y_label=name,
         width=WIDTH,
@@ -151,7 +161,8 @@ def _caption(runs: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]]) -> str
     reasons = Counter(text(fold, "stopped") for fold, _ in runs if at(fold, "stopped"))
     if reasons:
         told = [
-            wording.STOPS.get(str(reason), str(reason)) + (f" ({count} of {len(runs)})" if len(reasons) > 1 else "")
+            wording.STOPS.get(str(reason), str(reason))
+            + (f" ({count} of {len(runs)})" if len(reasons) > 1 else "")
             for reason, count in reasons.most_common()
         ]
         parts.append(f"Ended by {', '.join(told)}.")

@@ -23,7 +23,12 @@ from graft.report.wording import number
 TUNED = "+tuned:"
 MOST = 12
 HEAD = "head"
-SHORT = {"frozen, new head": "frozen", "last stage": "last", "last two stages": "last two", "everything": "all"}
+SHORT = {
+    "frozen, new head": "frozen",
+    "last stage": "last",
+    "last two stages": "last two",
+    "everything": "all",
+}
 BATCH_NORM = {
     "frozen": "statistics kept, scale and shift learn",
     "train": "statistics are learned, too",
@@ -69,7 +74,7 @@ class Network:
 
 
 def section(record: Run, metric: str) -> dict[str, Any] | None:
-    """What the template names, or None if nothing was fine-tuned, nor planned to be."""
+    """What the template names, or None if nothing was fine-tuned, or at a single depth with nothing to compare it to."""
     planned = [row for row in items(record.study, "plan") if isinstance(row, dict) and text(row, "id")]
     tuned = [c for c in record.candidates if c.strategy in ("partial", "full")]
     bases = list(dict.fromkeys(_base(c.id) for c in tuned))
@@ -90,6 +95,8 @@ def section(record: Run, metric: str) -> dict[str, Any] | None:
         )
         for base in bases[:MOST]
     }
+    if all(len(rows) < 2 for rows in found.values()):
+        return None
     ends = [end for rows in found.values() for row in rows for end in _ends(row)]
     networks = [_network(record, base, rows, metric, ends) for base, rows in found.items()]
     return {
@@ -216,7 +223,9 @@ def _left(place: float, name: str, row: dict[str, Any]) -> Depth:
 
 def _folds(candidate: Candidate) -> tuple[int, ...]:
     """The folds that a candidate was measured on, from 0."""
-    known = sorted({int(fold) for curve in candidate.curves if (fold := number(at(curve, "fold"))) is not None})
+    known = sorted(
+        {int(fold) for curve in candidate.curves if (fold := number(at(curve, "fold"))) is not None}
+    )
     return tuple(known) if len(known) == len(candidate.folds) else tuple(range(len(candidate.folds)))
 
 
@@ -236,7 +245,9 @@ def _plot(rows: Sequence[Depth], metric: str, label: str, ends: Sequence[float])
     shown = [row for row in rows if row.value is not None]
     if len(shown) < 2:
         return Markup("")
-    line = [(float(place), row.value) for place, row in enumerate(shown) if row.value is not None and not row.some]
+    line = [
+        (float(place), row.value) for place, row in enumerate(shown) if row.value is not None and not row.some
+    ]
     told = "; ".join(f"{row.name} {wording.score(row.value)}" for row in shown)
     return plots.steps(
         [mark for place, row in enumerate(shown) for mark in _marks(place, row)],

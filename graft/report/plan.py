@@ -57,7 +57,8 @@ def section(record: Run) -> dict[str, Any] | None:
         "rows": done,
         "sentence": _sentence(done),
         "left": [
-            (reason, [(name, ", ".join(depths)) for name, depths in names.items()]) for reason, names in left.items()
+            (reason, [(name, ", ".join(depths)) for name, depths in names.items()])
+            for reason, names in left.items()
         ],
         "folds": number(record.settings.get("folds")),
     }

@@ -178,12 +178,13 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten inside `low` to `high`, with 2 and 5 between them where the range is short."""
+    """Powers of ten inside `low` to `high`, with 2 and 5 between them where the range is short; else round numbers."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     every = [10.0**power for power in decades if low <= 10.0**power <= high]
     fine = [f * 10.0**power for power in decades for f in (1, 2, 5) if low <= f * 10.0**power <= high]
     if len(fine) < 2:
-        return [low, high]
+        even = [tick for tick in ticks(low, high, about=3) if low <= tick <= high]
+        return even if len(even) > 1 else [low, high]
     return fine if len(fine) <= 6 or len(every) < 3 else every
 
 
@@ -287,7 +288,11 @@ def _shape(kinds: Sequence[str], x: float, y: float) -> Markup:
 def _line(frame: Frame, line: Line) -> Markup:
     places = [(compact(frame.across(x)), compact(frame.up(y))) for x, y in line.points]
     path = "M" + "L".join(f"{x} {y}" for x, y in places)
-    dots = [Markup('<circle cx="{}" cy="{}" r="2.5"/>').format(x, y) for x, y in places if len(places) <= 24 and "bare" not in line.kind]
+    dots = [
+        Markup('<circle cx="{}" cy="{}" r="2.5"/>').format(x, y)
+        for x, y in places
+        if len(places) <= 24 and "bare" not in line.kind
+    ]
     if line.best is not None:
         x, y = compact(frame.across(line.best[0])), compact(frame.up(line.best[1]))
         dots.append(Markup('<circle class="best" cx="{}" cy="{}" r="5"/>').format(x, y))

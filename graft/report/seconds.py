@@ -60,13 +60,16 @@ class Reach:
 
 
 def section(record: Run, metric: str) -> dict[str, Any] | None:
-    """What the template names, or None if no candidate has both a score and a time."""
+    """What the template names, or None with fewer than two candidates that have both a score and a time."""
     spent = _spent(record, metric)
-    if not spent:
+    if len(spent) < 2:
         return None
     strategies = [name for name in NAMES if any(one.strategy == name for one in spent)]
     strategies += sorted({one.strategy for one in spent} - set(NAMES))
-    reach = [_reach(strategy, [one for one in spent if one.strategy == strategy], metric) for strategy in strategies]
+    reach = [
+        _reach(strategy, [one for one in spent if one.strategy == strategy], metric)
+        for strategy in strategies
+    ]
     return {
         "rows": reach,
         "sentence": _sentence(reach, metric),
@@ -118,7 +121,8 @@ def _reach(strategy: str, spent: Sequence[Spent], metric: str) -> Reach:
 def _sentence(reach: Sequence[Reach], metric: str) -> str:
     """The best of each strategy and its seconds."""
     told = [
-        f"{row.name} {wording.score(row.best.value)} after {wording.seconds(row.best.seconds)}" for row in reach
+        f"{row.name} {wording.score(row.best.value)} after {wording.seconds(row.best.seconds)}"
+        for row in reach
     ]
     if len(told) == 1:
         return f"Only one strategy was measured on every fold; best {wording.METRICS.get(metric, metric)}: {told[0]} of work."
@@ -129,12 +133,13 @@ def _sentence(reach: Sequence[Reach], metric: str) -> str:
 
 
 def _plot(spent: Sequence[Spent], reach: Sequence[Reach], metric: str) -> Markup:
-    """Empty with fewer than two candidates."""
-    if len(spent) < 2:
-        return Markup("")
+    """A mark per candidate, a line per strategy."""
     lower = metric in wording.LOWER_IS_BETTER
     ranked = sorted(spent, key=lambda one: one.value, reverse=not lower)[:MARKS]
-    rows = {row.best.strategy: frontier([s for s in spent if s.strategy == row.best.strategy], metric) for row in reach}
+    rows = {
+        row.best.strategy: frontier([s for s in spent if s.strategy == row.best.strategy], metric)
+        for row in reach
+    }
     leading = {row.best.candidate.id: row.name for row in reach}
     cornering = {one.candidate.id for row in rows.values() for one in row}
     main = cornering if len(spent) > WHISKERS else {one.candidate.id for one in spent}
@@ -148,7 +153,11 @@ def _plot(spent: Sequence[Spent], reach: Sequence[Reach], metric: str) -> Markup
     order = sorted(ranked, key=lambda one: (one.candidate.id in leading, one.candidate.id in main))
     return plots.scatter(
         [
-            _mark(one, leading.get(one.candidate.id, "") if len(reach) > 1 else "", faint=one.candidate.id not in main)
+            _mark(
+                one,
+                leading.get(one.candidate.id, "") if len(reach) > 1 else "",
+                faint=one.candidate.id not in main,
+            )
             for one in order
         ],
         x_label="seconds of work on a candidate",

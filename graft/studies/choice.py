@@ -112,6 +112,7 @@ def choose(
     complete = [i for i in everyone if not np.isnan(said[i]).any()]
     eligible = _eligible(trials, complete, limits)
     draws = _draws(targets, groups, seed=seed)
+    eligible = _without_needless_ensembles(trials, eligible, said, targets, draws, metric=metric)
     estimates = {i: estimate(metric, said[i], targets, groups, draws) for i in complete}
     tables = [said[i] for i in eligible]
     headline = corrected(metric, tables, targets, groups, draws=len(draws), seed=seed)
@@ -191,6 +192,26 @@ def _compared_on(
         if ahead.low > 0 and ahead.estimate > most:
             found, most = rows, ahead.estimate
     return found
+
+
+def _without_needless_ensembles(
+    trials: Sequence[Trial],
+    eligible: Sequence[int],
+    said: Sequence[np.ndarray],
+    targets: Int64[np.ndarray, " m"],
+    draws: Float32[np.ndarray, "b m"],
+    *,
+    metric: str,
+) -> list[int]:
+    """An ensemble costs as much as its members together: it takes part where it is better for sure than each single one."""
+    single = [i for i in eligible if trials[i].recipe.strategy != "ensemble"]
+    if not single or len(single) == len(eligible):
+        return list(eligible)
+    once = np.ones((1, len(targets)), np.float32)
+    best = max(
+        single, key=lambda i: METRICS[metric].sign * float(bootstrap(metric, said[i], targets, once)[0])
+    )
+    return [i for i in eligible if i in single or paired(metric, said[i], said[best], targets, draws).low > 0]
 
 
 def _eligible(trials: Sequence[Trial], complete: Sequence[int], limits: Limits) -> list[int]:

@@ -2,19 +2,21 @@
 
 In: all trials so far. Out: at most one trial more (`strategy` "ensemble") with what its members cost together, and for
 the report `extras["ensembles"]`. Members are found by greedy selection with replacement on out-of-fold predictions
-(Caruana et al. 2004); how often one was taken is its weight. They must want the images decoded in the same way, so that
-one graph with one input packs them: the group of the best candidate that has company is looked at.
+(Caruana et al. 2004), by the log loss, of which few images say more than of decisions; how often one was taken is its
+weight. They must want the images decoded in the same way, so that one graph with one input packs them: the group of
+the best candidate that has company is looked at.
 
 A selection scored on the predictions it was made on looks better than it is. So the trial's probabilities are nested:
 those of a fold come from members and weights selected on the other folds only. The members that are packed are those
 selected on all folds. The best single candidate that it is held against was picked on all folds, which favours that one.
 
-Everything is a function of the trials: nothing is journalled, and a study that goes on finds the same. Cost: some 600
-scores of a table. Fitting on all images costs what its members cost; of those that are trained step by step there are at
-most two, because the budget plans for one.
+Everything is a function of the trials: nothing is journalled, and a study that goes on finds the same. Cost: some
+thousand means of a column. Fitting on all images costs what its members cost; of those that are trained step by step
+there are at most two, because the budget plans for one.
 
 Not covered: the mean of the models of the folds of one recipe (every image was seen by all of them but one, so that it
-has no out-of-fold score), the mean over seeds of one recipe (`graft train --ensemble N`), and members of several geometries.
+has no out-of-fold score), the mean over seeds of one recipe (`graft train --ensemble N`), and members that want their
+images decoded in different ways.
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ from graft.studies.rungs import Progress, Working, tell
 
 MOST_MEMBERS = 4
 MOST_TRAINED = 2
-PICKS = 8
-POOL = 12  # of the candidates, the best by the metric are selected from
+PICKS = 16
+LEAST = 1e-12  # what a probability counts at least
 DRAWS = 1_000
 TRAINED = ("partial", "full", "scratch")  # step by step
 FITTED_AGAIN = ("frozen", "shrunk", *TRAINED)
 METHOD = (
-    "greedy selection with replacement (Caruana et al. 2004); the predictions of each fold come from members and weights "
+    "greedy selection with replacement by the log loss (Caruana et al. 2004); the predictions of each fold come from members and weights "
     "selected on the other folds, the packed members are those selected on all"
 )
 
@@ -66,8 +68,8 @@ class Ensemble:
 def ensembles_rung(frame: Frame, done: Progress) -> Working:
     """Select an ensemble among the finished candidates, and add it to them where it has more than one member."""
     usable, left_out = _usable(done.trials)
-    rank = _rank(frame.settings.metric, frame.targets)
-    usable = sorted(usable, key=lambda trial: rank(trial.probabilities), reverse=True)
+    score = criterion(frame.settings.metric)
+    usable = sorted(usable, key=lambda trial: score(trial.probabilities, frame.targets), reverse=True)
     pool = _of_one_geometry(usable)
     if len(pool) < 2:
         return
@@ -76,9 +78,7 @@ def ensembles_rung(frame: Frame, done: Progress) -> Working:
     if others:
         left_out.append({"reason": "its images are decoded in another way", "ids": others})
     yield Event("stage", f"Selecting an ensemble among {len(pool)} candidates")
-    found = ensemble_of(
-        pool, frame.targets, frame.folds.assignment[frame.rows], metric=frame.settings.metric
-    )
+    found = ensemble_of(pool, frame.targets, frame.folds.assignment[frame.rows])
     members = [pool[i] for i in found.picks]
     trial = trial_of(pool, found, together_costs(frame, members)) if len(members) > 1 else None
     if trial is not None:
@@ -89,7 +89,7 @@ def ensembles_rung(frame: Frame, done: Progress) -> Working:
 
 
 def ensemble_of(
-    pool: Sequence[Trial], targets: Int64[np.ndarray, " m"], folds: Int[np.ndarray, " m"], *, metric: str
+    pool: Sequence[Trial], targets: Int64[np.ndarray, " m"], folds: Int[np.ndarray, " m"]
 ) -> Ensemble:
     """The ensemble of complete trials; `targets` and `folds` belong to the rows of their probabilities."""
     tables = np.stack([trial.probabilities for trial in pool])
@@ -98,40 +98,35 @@ def ensemble_of(
     by_fold = []
     for fold in np.unique(folds):
         held = folds == fold
-        picks = select(tables[:, ~held], targets[~held], trained=trained, metric=metric)
+        picks = select(tables[:, ~held], targets[~held], trained=trained)
         nested[held] = _mean(tables[:, held], picks)
         by_fold.append(picks)
-    return Ensemble(select(tables, targets, trained=trained, metric=metric), tuple(by_fold), nested)
+    return Ensemble(select(tables, targets, trained=trained), tuple(by_fold), nested)
 
 
 def select(
-    tables: Float32[np.ndarray, "c n k"],
-    targets: Int64[np.ndarray, " n"],
-    *,
-    trained: Sequence[bool],
-    metric: str,
+    tables: Float32[np.ndarray, "c n k"], targets: Int64[np.ndarray, " n"], *, trained: Sequence[bool]
 ) -> dict[int, int]:
     """How often each candidate is taken, by its position, the best single one first.
 
-    Each pick is the one that makes the mean best by `metric`, of equal ones by the log loss, of equal ones the first;
-    what the best of the `PICKS` means so far is made of counts. At most `MOST_MEMBERS` different ones, `MOST_TRAINED` of
-    them `trained` step by step.
+    Each pick is the one that gives the mean the lowest log loss, of equal ones the first; what the best of the `PICKS`
+    means is made of counts. At most `MOST_MEMBERS` different ones, `MOST_TRAINED` of them `trained` step by step.
     """
-    rank = _rank(metric, targets)
-    pool = sorted(range(len(tables)), key=lambda i: rank(tables[i]), reverse=True)[:POOL]
-    total = np.zeros_like(tables[0])
+    said = tables[:, np.arange(len(targets)), targets].astype(
+        np.float64
+    )  # of the true classes: all that counts
+    total = np.zeros(len(targets))
     taken: Counter[int] = Counter()
-    best: tuple[tuple[float, float], dict[int, int]] | None = None
+    best, kept = np.inf, dict[int, int]()
     for count in range(1, PICKS + 1):
-        offered = [i for i in pool if _allowed(i, taken, trained)]
-        ranks = {i: rank((total + tables[i]) / np.float32(count)) for i in offered}
-        pick = max(offered, key=lambda i: ranks[i])
-        total += tables[pick]
+        offered = [i for i in range(len(said)) if _allowed(i, taken, trained)]
+        losses = [-np.log(np.maximum((total + said[i]) / count, LEAST)).mean() for i in offered]
+        pick = offered[int(np.argmin(losses))]
+        total += said[pick]
         taken[pick] += 1
-        if best is None or ranks[pick] > best[0]:
-            best = ranks[pick], dict(taken)
-    assert best is not None
-    return best[1]
+        if min(losses) < best:
+            best, kept = min(losses), dict(taken)
+    return kept
 
 
 def _allowed(candidate: int, taken: Mapping[int, int], trained: Sequence[bool]) -> bool:
@@ -144,11 +139,6 @@ def _allowed(candidate: int, taken: Mapping[int, int], trained: Sequence[bool]) 
 def _mean(tables: Float32[np.ndarray, "c n k"], picks: Mapping[int, int]) -> Float32[np.ndarray, "n k"]:
     shares = np.array(list(picks.values()), np.float32) / np.float32(sum(picks.values()))
     return np.tensordot(shares, tables[list(picks)], axes=1).astype(np.float32)
-
-
-def _rank(metric: str, targets: Int64[np.ndarray, " n"]) -> Callable[[np.ndarray], tuple[float, float]]:
-    score, calm = criterion(metric), criterion("log_loss")
-    return lambda table: (score(table, targets), calm(table, targets))
 
 
 def _usable(trials: Sequence[Trial]) -> tuple[list[Trial], list[dict[str, Any]]]:
@@ -221,7 +211,18 @@ def trial_of(pool: Sequence[Trial], found: Ensemble, costs: ModelCosts) -> Trial
 
 
 def _each(members: Sequence[Trial], name: str) -> str | None:
-    return "; ".join(dict.fromkeys(str(trial.about[name]) for trial in members if trial.about.get(name))) or None
+    return (
+        "; ".join(dict.fromkeys(str(trial.about[name]) for trial in members if trial.about.get(name))) or None
+    )
+
+
+def in_words(trial: Trial) -> str:
+    """The backbone of a trial; of an ensemble, its members with their weights."""
+    shares = trial.about.get("ensemble")
+    if not shares:
+        return trial.recipe.backbone
+    members = ", ".join(f"{share['weight']:.3g} of {share['id']}" for share in shares)
+    return f"{trial.recipe.name} ({members})"
 
 
 def fitting_ensemble(trial: Trial, trials: Sequence[Trial], *, fit: Fit) -> Generator[Event, None, Fitted]:
@@ -270,9 +271,7 @@ def _told(
     }
 
 
-def sentence(
-    metric: str, trial: Trial | None, single: Trial, ahead: Difference, *, candidates: int
-) -> str:
+def sentence(metric: str, trial: Trial | None, single: Trial, ahead: Difference, *, candidates: int) -> str:
     """What an ensemble is worth, for people. `ahead`: how much better it is than `single`."""
     name = single.recipe.name
     if trial is None:
@@ -288,5 +287,5 @@ def sentence(
     )
 
 
-def _times(value: float | None, of: float | None) -> float:
+def _times(value: int | float | None, of: int | float | None) -> float:
     return round(float(value or 0) / max(float(of or 0), 1e-9), 3)

@@ -34,7 +34,7 @@ from graft.studies import results
 from graft.studies.amounts import amounts_rung
 from graft.studies.beside import trunk_of_trial, what_of_new_subjects, where_the_data_stand
 from graft.studies.choice import Choice, Limits, choose
-from graft.studies.ensembles import ensembles_rung, fitting_ensemble
+from graft.studies.ensembles import ensembles_rung, fitting_ensemble, in_words
 from graft.studies.finish import (
     Fitted,
     fitting_frozen,
@@ -280,8 +280,8 @@ def about_bundle(facts: dict[str, Any], chosen: Trial) -> dict[str, Any]:
     return {
         "recipe": chosen.recipe.key,
         "strategy": chosen.recipe.strategy,
-        "backbone": chosen.recipe.backbone,
-        "tap": chosen.recipe.tap,
+        "backbone": in_words(chosen),
+        "tap": chosen.recipe.tap or "several taps",
         "input": row["input"]["kind"],
         "weights": {
             "name": chosen.recipe.backbone,

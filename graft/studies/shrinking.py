@@ -46,7 +46,7 @@ SCREENING = 0.5  # of that at most for what is not yet in 8 bits
 SMALLER_INPUTS = (160, 128, 96)
 MOST_DEPTHS = 5
 DEPTH_STEP = 0.75  # each next waist has at most this share of the weights of the one before
-THIN_SHARES = (0.75, 0.5)
+THIN_SHARES = (0.65, 0.45)
 LEAST_SMALLER, LEAST_FASTER = 0.97, 0.95  # of the bytes or of the latency of what a step was made from
 DRAWS = 1_000
 # Seconds to plan with, on one thread of any machine: 10^9 multiply-adds, quantising, a head on 1,000 images.

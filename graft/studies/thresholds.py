@@ -206,7 +206,9 @@ def sentence(rule: Threshold, label: str) -> str:
             f"class: {worth}."
         )
     if rule.value == EVEN:
-        return f"The more probable class is the answer: no other threshold does better on all images ({worth})."
+        return (
+            f"The more probable class is the answer: no other threshold does better on all images ({worth})."
+        )
     return (
         f"The more probable class is the answer: the best threshold for {label}, {rule.value:.2f}, is not better beyond "
         f"doubt ({worth})."

@@ -18,7 +18,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from graft.report import content, examples, figures, heatmap, plots, reading, sketches, thumbnails, wording
+from graft.report import examples, figures, heatmap, plots, position, reading, sketches, thumbnails, wording
 
 NB = "\N{NO-BREAK SPACE}"
 
@@ -179,17 +179,6 @@ def test_the_best_follows_the_direction_of_the_metric(metric: str, expected: str
     assert figures.best(run, metric).id == expected
 
 
-def test_curves_are_thinned_but_keep_their_end() -> None:
-    epochs = [{"number": n, "validation_loss": 1 / n} for n in range(1, 301)]
-    fold = {"fold": 0, "epochs": epochs, "best_epoch": 77, "stopped": "patience"}
-    candidate = reading._candidate({"id": "s", "strategy": "scratch", "curves": [fold]})
-    (figure,) = figures.learning_curves([candidate], chosen=None)
-    (path,) = re.findall(r'<path d="(M[^"]+L[^"]+)"/>', str(figure.svg))
-    assert 100 <= path.count("L") <= 125
-    assert 'class="best"' in figure.svg and "no gain for many epochs" in figure.caption
-    assert path.rsplit("L", 1)[1].startswith(f"{plots.WIDTH - plots.RIGHT:.1f}")
-
-
 def _predictions(k: int = 3, n: int = 12) -> reading.Predictions:
     random = np.random.default_rng(1)
     probabilities = random.dirichlet(np.ones(k), n).astype(np.float32)
@@ -337,8 +326,8 @@ def test_the_locked_test_images_are_no_out_of_fold_mistakes(tmp_path: Path) -> N
 def test_the_quadrant_marks_the_corner_of_the_verdict(
     size: str, similarity: str, marked: int, tmp_path: Path
 ) -> None:
-    position = {"size": size, "similarity": similarity, "slope": 2.0, "depth": 0.6, "familiarity": 0.9}
-    (tmp_path / "study.json").write_text(json.dumps({"position": position}), encoding="utf-8")
-    found = content._position(reading.read(tmp_path))
+    told = {"size": size, "similarity": similarity, "slope": 2.0, "depth": 0.6, "familiarity": 0.9}
+    (tmp_path / "study.json").write_text(json.dumps({"position": told}), encoding="utf-8")
+    found = position.section(reading.read(tmp_path))
     assert found is not None and found["svg"].count('class="here"') == marked
     assert found["overlap"] is None and found["slope"] == 2.0

@@ -136,6 +136,13 @@ def test_untrained_features_are_handed_over_only_where_there_is_nothing_else() -
     assert chosen_from([untrained]).chosen == 0
 
 
+def test_an_ensemble_is_chosen_only_where_it_is_better_for_sure() -> None:
+    single = trial("single", EQUAL, size=1_000_000)
+    assert chosen_from([single, trial("both", GOOD, size=2_000_000, strategy="ensemble")]).chosen == 0
+    poor = trial("single", BAD, size=1_000_000)
+    assert chosen_from([poor, trial("both", GOOD, size=2_000_000, strategy="ensemble")]).chosen == 1
+
+
 def test_a_single_candidate_keeps_its_score() -> None:
     choice = chosen_from([trial("alone", GOOD)])
     assert choice.chosen == choice.best == choice.smallest == choice.fastest == 0

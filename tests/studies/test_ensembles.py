@@ -41,7 +41,7 @@ def several(count: int = 5, *, accuracy: float = 0.8) -> list[Trial]:
 
 
 def test_independent_mistakes_are_averaged_away() -> None:
-    found = ensemble_of(several(), targets(), FOLDS, metric="macro_f1")
+    found = ensemble_of(several(), targets(), FOLDS)
     assert 2 <= len(found.picks) <= MOST_MEMBERS
     single = max(scores(one.probabilities, targets())["macro_f1"] for one in several())
     assert scores(found.probabilities, targets())["macro_f1"] > single + 0.03
@@ -49,23 +49,23 @@ def test_independent_mistakes_are_averaged_away() -> None:
 
 
 def test_the_same_trials_give_the_same_ensemble() -> None:
-    first, second = (ensemble_of(several(), targets(), FOLDS, metric="accuracy") for _ in range(2))
+    first, second = (ensemble_of(several(), targets(), FOLDS) for _ in range(2))
     assert first.picks == second.picks
     np.testing.assert_array_equal(first.probabilities, second.probabilities)
 
 
 def test_a_copy_is_worth_nothing() -> None:
     table = probabilities(0.8, seed=0)
-    picks = select(np.stack([table, table]), targets(), trained=[False, False], metric="macro_f1")
+    picks = select(np.stack([table, table]), targets(), trained=[False, False])
     assert list(picks) == [0]
 
 
 def test_the_predictions_of_a_fold_do_not_depend_on_its_labels() -> None:
     pool = several()
-    found = ensemble_of(pool, targets(), FOLDS, metric="macro_f1")
+    found = ensemble_of(pool, targets(), FOLDS)
     other = targets().copy()
     other[FOLDS == 2] = (other[FOLDS == 2] + 1) % 3
-    again = ensemble_of(pool, other, FOLDS, metric="macro_f1")
+    again = ensemble_of(pool, other, FOLDS)
     np.testing.assert_array_equal(found.probabilities[FOLDS == 2], again.probabilities[FOLDS == 2])
     assert found.folds[2] == again.folds[2]
 
@@ -75,10 +75,8 @@ def test_the_score_is_not_that_of_the_selection() -> None:
     chance, after, nested = 1 / 3, [], []
     for seed in range(6):
         generator = np.random.default_rng(seed)
-        pool = [
-            trial(f"n{i}/t", generator.dirichlet(np.ones(3), 300).astype(np.float32)) for i in range(10)
-        ]
-        found = ensemble_of(pool, targets(), FOLDS, metric="accuracy")
+        pool = [trial(f"n{i}/t", generator.dirichlet(np.ones(3), 300).astype(np.float32)) for i in range(10)]
+        found = ensemble_of(pool, targets(), FOLDS)
         whole = sum(count * pool[i].probabilities for i, count in found.picks.items())
         after.append(float((whole.argmax(axis=1) == targets()).mean()))
         nested.append(scores(found.probabilities, targets())["accuracy"])
@@ -88,7 +86,7 @@ def test_the_score_is_not_that_of_the_selection() -> None:
 
 def test_few_members_are_trained_step_by_step() -> None:
     tables = np.stack([one.probabilities for one in several(6)])
-    picks = select(tables, targets(), trained=[True] * 6, metric="macro_f1")
+    picks = select(tables, targets(), trained=[True] * 6)
     assert len(picks) == MOST_TRAINED
 
 
@@ -114,7 +112,7 @@ def test_members_see_the_same_pixels() -> None:
 
 def test_it_is_chosen_where_it_is_clearly_better() -> None:
     pool = several()
-    found = ensemble_of(pool, targets(), FOLDS, metric="macro_f1")
+    found = ensemble_of(pool, targets(), FOLDS)
     joint = trial_of(pool, found, COSTS)
     assert joint.recipe.name == f"ensemble of {len(found.picks)}" and joint.recipe.strategy == "ensemble"
     assert joint.train_seconds == pytest.approx(0.5 * len(found.picks))
@@ -125,7 +123,7 @@ def test_it_is_chosen_where_it_is_clearly_better() -> None:
 def test_it_is_not_chosen_for_a_hair() -> None:
     best = trial("best/t", probabilities(0.99, seed=0))
     pool = [best, trial("next/t", probabilities(0.985, seed=1))]
-    joint = trial_of(pool, ensemble_of(pool, targets(), FOLDS, metric="macro_f1"), COSTS)
+    joint = trial_of(pool, ensemble_of(pool, targets(), FOLDS), COSTS)
     assert chosen_from([*pool, joint]).chosen == 0
 
 
@@ -156,7 +154,8 @@ def linear(seed: int, width: int) -> Fitted:
         [tensor("image", onnx.TensorProto.UINT8, ["n", 4, 4, 3])],
         [tensor("tap", onnx.TensorProto.FLOAT, ["n", 3 * width])],
     )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13 + seed % 2)])
+    opset = onnx.helper.make_opsetid("", 13 + seed % 2)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
     packed = assembled(model, "tap", weight=weight, bias=weight[0], unit_length=True).SerializeToString()
     session = onnxruntime.InferenceSession(packed)
 
