@@ -19,10 +19,9 @@ Not covered: smaller models of networks that were fine-tuned, and of the small C
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from graft.backbones.catalogue import find
 from graft.backbones.trunks import trunk_of
@@ -38,7 +37,7 @@ from graft.studies.choice import megabytes
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.probe import heads_on_taps, priced, samples_of
 from graft.studies.rungs import Progress, Working, prepare, tell
-from graft.studies.shrinking_variants import Variant, measuring, prepared_trunk, variant_of
+from graft.studies.shrinking_variants import Variant, kind_of, measuring, prepared_trunk, variant_of
 
 TOLERANCE = 0.01
 SHARE = 0.2  # of the budget
@@ -51,9 +50,6 @@ LEAST_SMALLER, LEAST_FASTER = 0.97, 0.95  # of the bytes or of the latency of wh
 DRAWS = 1_000
 # Seconds to plan with, on one thread of any machine: 10^9 multiply-adds, quantising, a head on 1,000 images.
 SECONDS_PER_GMAC, QUANTISING, HEAD = 0.015, 7.0, 0.5
-SMALLER = re.compile(r"@\d+px$")  # how the names of trials with smaller inputs end
-
-Kind = Literal["smaller input", "several depths", "8 bits", "fewer channels, 8 bits"]
 
 
 @dataclass(slots=True)
@@ -199,16 +195,6 @@ def _worth_thinning(frame: Frame, trials: Sequence[Trial], before: set[int]) -> 
     found = [max(kind, key=lambda t: _signed(frame, t)) for kind in (frozen, read) if kind]
     lower = [t for t in frozen if _same_network(t, found[0]) and t.tap_index == found[0].tap_index - 1]
     return [*found[:1], *lower, *found[1:]]
-
-
-def kind_of(trial: Trial) -> Kind | None:
-    """Which step made it; None for what shrinking has not made."""
-    if trial.recipe.strategy == "shrunk":
-        variant = variant_of(trial)
-        if variant.share < 1:
-            return "fewer channels, 8 bits"
-        return "8 bits" if variant.precision == "int8" else "several depths"
-    return "smaller input" if SMALLER.search(trial.recipe.name) else None
 
 
 def _front(trials: Sequence[Trial], score: Callable[[Trial], float]) -> list[Trial]:

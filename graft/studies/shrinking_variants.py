@@ -11,6 +11,7 @@ Cost: float variants read the pooled maps of all waists from the cache, one pass
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +40,8 @@ from graft.studies.probe import LATENCY_THREADS, samples_of
 from graft.studies.recipe import Recipe
 
 Precision = Literal["float32", "int8"]
+Kind = Literal["smaller input", "several depths", "8 bits", "fewer channels, 8 bits"]
+SMALLER = re.compile(r"@\d+px$")  # how the names of trials with smaller inputs end
 CALIBRATED_ON = 64
 THINNED_ON = 32
 VERSION = 1
@@ -84,6 +87,16 @@ def shrunk_recipe(base: Trial, variant: Variant) -> Recipe:
 def variant_of(trial: Trial) -> Variant:
     """The variant of a shrunk trial; of a frozen one, the network as it is."""
     return Variant(**trial.about["shrunk"]["variant"]) if "shrunk" in trial.about else Variant()
+
+
+def kind_of(trial: Trial) -> Kind | None:
+    """Which step made it; None for what shrinking has not made."""
+    if trial.recipe.strategy == "shrunk":
+        variant = variant_of(trial)
+        if variant.share < 1:
+            return "fewer channels, 8 bits"
+        return "8 bits" if variant.precision == "int8" else "several depths"
+    return "smaller input" if SMALLER.search(trial.recipe.name) else None
 
 
 def prepared_trunk(frame: Frame, trial: Trial) -> ModelProto:
