@@ -49,9 +49,9 @@ def strategies(options: argparse.Namespace, weights: Path | None) -> dict[str, d
     return {
         f"{backbone}, all frozen, ridge head, grey": {**frozen, "input": "gray"},
         f"{backbone}, all frozen, ridge head, edges": {**frozen, "input": "edges"},
+        "small CNN from scratch, augmented": {**scratch, "augment": "medium"},
         f"{layers}, grey": {**tuned, "input": "gray"},
         f"{layers}, grey and edges": {**tuned, "input": "rgb+edges"},
-        "small CNN from scratch, augmented": {**scratch, "augment": "medium"},
         "small CNN from scratch, no augmentation": {**scratch, "augment": "none"},
     }
 

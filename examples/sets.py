@@ -40,7 +40,7 @@ def arguments(told: str, name: str, *, images: int | None = None) -> argparse.Ar
 def source_of(folder: Path | None, name: str) -> Path:
     """The user's folder, or the set of that name. Raises Missing if there is neither."""
     source = SHARED / "data" / name if folder is None else folder
-    if source.exists():
+    if source.is_dir():
         return source
     raise Missing(
         f"{source} is not there: name a folder with one folder of images per class, as in "
@@ -75,6 +75,8 @@ def linked(
     """A set in `target` with the classes renamed by `called`, and of each class its share of `images`, evenly spaced."""
     classes = by_class(source)
     total = sum(map(len, classes.values()))
+    if len(classes) < 2:
+        raise Missing(f"{source} has no images in two or more folders, one for each class.")
     if target.resolve().is_relative_to(source.resolve()):
         raise Missing(f"{target} lies inside {source}: name another place with --runs.")
     for name, files in classes.items():

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def tune(
     identity = content_key("tune.v2", asdict(settings), seed, rows.tolist(), targets[rows].tolist(), total)
     done = _resumed(tuner, best, kept_in, identity)
     yield from done
-    number, stopped = len(done), _had_enough(len(done), best, lesson, settings)
+    number, stopped = len(done), _had_enough(done, lesson, settings)
     good = tuner.state(), tuner.step
     while number < last and stopped is None:
         begun = time.monotonic()
@@ -135,7 +135,7 @@ def tune(
         done.append(epoch)
         _keep(kept_in, identity, tuner, best, done)
         yield epoch
-        stopped = _had_enough(number, best, lesson, settings)
+        stopped = _had_enough(done, lesson, settings)
     if best.epoch:
         return _tuned(best, tuner, epochs_run=number, stopped=stopped or "epochs")
     head = _ridge(features, targets, rows, classes, settings, criterion)
@@ -317,8 +317,12 @@ def _judged(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> tuple[
     return float(nn.functional.cross_entropy(logits.double() / temperature, labels)), temperature
 
 
-def _had_enough(number: int, best: _Best, lesson: Lesson, settings: TuneSettings) -> Stopped | None:
-    return "patience" if len(lesson.check) and number - best.epoch >= settings.patience else None
+def _had_enough(done: Sequence[Epoch], lesson: Lesson, settings: TuneSettings) -> Stopped | None:
+    """Patience counts from the best epoch of the training itself: the first ones may lose to the head it began with."""
+    if not len(lesson.check) or not done:
+        return None
+    best = min(done, key=lambda epoch: epoch.validation_loss)
+    return "patience" if len(done) - best.number >= settings.patience else None
 
 
 def _gentler(tuner: Tuner, good: tuple[dict[str, Tensor], int], epoch: int) -> None:

@@ -250,7 +250,7 @@ def _plot(rows: Sequence[Depth], metric: str, label: str, ends: Sequence[float])
     ]
     told = "; ".join(f"{row.name} {wording.score(row.value)}" for row in shown)
     return plots.steps(
-        [mark for place, row in enumerate(shown) for mark in _marks(place, row)],
+        [mark for place, row in enumerate(shown) for mark in _marks(float(place), row)],
         plots.Line(tuple(line), told, kind="bare quiet"),
         described=f"{wording.METRICS.get(metric, metric)} of {label} by what learns: {told}",
         names=[SHORT.get(row.name, wording.shortened(row.name, 12)) for row in shown],

@@ -36,8 +36,7 @@ else:
     Tuned = Any
 
 SURVIVORS = "tuning_survivors"
-# With a cosine the gains come late: a higher rate is behind the ridge head for more epochs than a patience of 4 allows.
-UNTIL_THE_END = 1_000
+UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
 
 
 @dataclass(slots=True)

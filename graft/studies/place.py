@@ -27,6 +27,7 @@ OURS = (
     "report.html",
     "preview.jpg",
     "model.graft",
+    "model-small.graft",
     TRIALS,
     ".lock",
 )

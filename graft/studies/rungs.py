@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 else:
     ScratchDesign = TrainingSettings = Any
 
-TUNING_SHARE = 0.4  # of the budget is planned for fine-tuning and the last fit of what is tuned
+TUNING_SHARE = 0.35  # of the budget is planned for fine-tuning and the last fit of what is tuned
 SCRATCH_SHARE = 0.25  # for training from scratch
-AFTER_TUNING_SHARE = 0.35  # is kept for all that follows fine-tuning
+AFTER_TUNING_SHARE = 0.4  # is kept for all that follows fine-tuning
 ALONE_SHARE = 0.6  # of the budget for training from scratch where nothing else takes time; the rest is slack
 ALONE_TUNING_SHARE = 0.75  # for fine-tuning with --only finetuned
 AMOUNTS_COST = 0.75  # of a fold: training on a quarter and a half of its images

@@ -8,7 +8,7 @@ order is that of growing cost, and after every backbone there is a leaderboard, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
 from threading import Event as Flag
@@ -52,6 +52,7 @@ from graft.studies.plan import Plan, plan
 from graft.studies.retrieval import retrieval_facts
 from graft.studies.rungs import Progress, Working, probe_rung, scratch_rung, training_settings, tuning_rung
 from graft.studies.settings import Settings
+from graft.studies.shrinking import shrink_rung
 from graft.studies.shrinking_finish import fitting_shrunk
 from graft.studies.subjects import about_series, kept_together
 
@@ -104,18 +105,33 @@ def _climb(
     yield Event("notice", about_images(frame))
     for notice in done.notices:
         yield Event("notice", notice)
+    for rung in _rungs(frame, planned, done, ahead, alone=ending is finishing):
+        yield from _until_halted(frame, done, rung)
+    return (yield from ending(frame, done, command))
+
+
+def _rungs(
+    frame: Frame, planned: Plan, done: Progress, ahead: Ahead, *, alone: bool
+) -> Iterator[Working]:
+    """What is measured, in order. `alone`: nobody goes on from the candidates but the choice.
+
+    `--only frozen` is the quick answer: every backbone at every tap, and nothing else.
+    """
     only = frame.settings.only
     if only != "scratch":
-        yield from _until_halted(frame, done, probe_rung(frame, planned, done, ahead))
-        yield from _until_halted(frame, done, inputs_rung(frame, done, ahead))
-    if only in (None, "finetuned"):
-        yield from _until_halted(frame, done, tuning_rung(frame, done))
-    if only in (None, "scratch"):
-        yield from _until_halted(frame, done, scratch_rung(frame, done))
-    yield from _until_halted(frame, done, amounts_rung(frame, done))
-    if ending is finishing:  # whoever makes one of the candidates smaller has no use for several together
-        yield from _until_halted(frame, done, ensembles_rung(frame, done))
-    return (yield from ending(frame, done, command))
+        yield probe_rung(frame, planned, done, ahead)
+    if only == "frozen":
+        return
+    if only != "scratch":
+        yield inputs_rung(frame, done, ahead)
+        yield tuning_rung(frame, done)
+    if only != "finetuned":
+        yield scratch_rung(frame, done)
+    yield amounts_rung(frame, done)
+    if alone and only is None:
+        yield shrink_rung(frame, done)
+    if alone:
+        yield ensembles_rung(frame, done)
 
 
 def _until_halted(frame: Frame, done: Progress, rung: Working) -> Working:

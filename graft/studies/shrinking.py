@@ -40,7 +40,7 @@ from graft.studies.rungs import Progress, Working, prepare, tell
 from graft.studies.shrinking_variants import Variant, kind_of, measuring, prepared_trunk, variant_of
 
 TOLERANCE = 0.01
-SHARE = 0.2  # of the budget
+SHARE = 0.1  # of the budget
 SCREENING = 0.5  # of that at most for what is not yet in 8 bits
 SMALLER_INPUTS = (160, 128, 96)
 MOST_DEPTHS = 5

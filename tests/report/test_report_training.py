@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from graft.report import curves, depth, page, plan, plots, reading, seconds
 
 NB = "\N{NO-BREAK SPACE}"
 GOLDEN = Path(__file__).parent.parent / "golden" / "study-v1.json"
-ODD: tuple[Any, ...] = (None, [], {}, "x", -1, 0, 1e308, True, [None, {}], {"id": []})
+ODD: tuple[Any, ...] = (None, "x", -1, 1e308, [None, {}], {"id": []})
 
 
 def read(folder: Path, study: Any) -> reading.Run:
@@ -47,7 +48,7 @@ def test_each_strategy_has_its_best_and_a_line_of_the_best_so_far(run: reading.R
     assert found["unfinished"] == 1
     (steps,) = re.findall(r'class="line bare frozen">.*?<path d="M([^"]+)"', str(found["svg"]))
     places = [tuple(map(float, pair.split())) for pair in steps.split("L")]
-    assert all(x0 == x1 or y0 == y1 for (x0, y0), (x1, y1) in zip(places, places[1:], strict=False))
+    assert all(x0 == x1 or y0 == y1 for (x0, y0), (x1, y1) in pairwise(places))
     assert [x for x, _ in places] == sorted(x for x, _ in places)
     assert [y for _, y in places] == sorted((y for _, y in places), reverse=True)
 
@@ -157,13 +158,13 @@ def test_long_curves_are_thinned_but_keep_their_end() -> None:
 
 def test_of_many_trained_candidates_twelve_are_drawn_and_the_others_named(tmp_path: Path) -> None:
     study = tuned_study()
-    runs = [curve(fold, epochs=300, best=1) for fold in range(20)]
-    more = [{"id": f"<i>{index}", "strategy": "full", "cut": "", "curves": runs} for index in range(30)]
+    runs = [curve(fold, epochs=60, best=1) for fold in range(12)]
+    more = [{"id": f"<i>{index}", "strategy": "full", "cut": "", "curves": runs} for index in range(14)]
     study["candidates"] += more
     found = curves.section(read(tmp_path / "run", study).candidates, chosen=None)
-    assert len(found["trained"]) == curves.TRAINED and len(found["others"]) == 33 - curves.TRAINED
+    assert len(found["trained"]) == curves.TRAINED and len(found["others"]) == 17 - curves.TRAINED
     text = page.render(tmp_path / "run")
-    assert "&lt;i&gt;29" in text and "<i>29" not in text
+    assert "&lt;i&gt;13" in text and "<i>13" not in text
     assert len(text) < 1_000_000
 
 
@@ -205,9 +206,10 @@ def _places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 def test_nonsense_anywhere_costs_a_number_not_the_page(tmp_path: Path) -> None:
     whole = tuned_study()
-    whole["candidates"] = [whole["candidates"][3], *whole["candidates"][4:6]]
+    whole["candidates"] = whole["candidates"][3:6]
+    whole["plan"] = whole["plan"][1:]
     for row in whole["candidates"][1:]:
-        row["curves"] = [{**one, "epochs": one["epochs"][:2]} for one in row["curves"][:2]]
+        row["curves"] = [{**one, "epochs": one["epochs"][:1]} for one in row["curves"][:1]]
     for place in _places(whole):
         for odd in ODD:
             study = deepcopy(whole)

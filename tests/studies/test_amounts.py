@@ -27,6 +27,7 @@ from graft.images.scan import scan
 from graft.learning import scratch_settings
 from graft.learning.scratch_settings import TrainingSettings
 from graft.store import Store
+from graft.studies import finalists
 from graft.studies.amount_words import Point, amounts_sentence, gain_of_doubling
 from graft.studies.amounts import LEAST_IMAGES, SHARES, amounts_rung, subset
 from graft.studies.frame import Frame
@@ -111,9 +112,10 @@ def test_the_gain_is_the_slope_per_doubling() -> None:
 
 def test_a_study_tells_how_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(finalists, "LEVELS", ())
     weights = weights_folder(tmp_path / "weights", ("test_resnet",))
     result = graft.study(
-        stripes(tmp_path / "photos"), out=tmp_path / "run", weights=weights, only="frozen", folds=3
+        stripes(tmp_path / "photos"), out=tmp_path / "run", weights=weights, only="finetuned", folds=3
     )
     amounts = result.facts["amounts"]
     frozen = [row for row in result.facts["candidates"] if row["strategy"] == "frozen"]

@@ -15,6 +15,7 @@ import graft
 from graft.deploy.bundle import Bundle
 from graft.judging.uncertainty import Difference
 from graft.report import page
+from graft.studies import finalists
 from graft.studies.inputs import worth_of_colour
 
 
@@ -37,12 +38,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return weights_folder(tmp_path_factory.mktemp("weights"), ("test_resnet",))
 
 
+@pytest.fixture(autouse=True)
+def nothing_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other inputs alone."""
+    monkeypatch.setattr(finalists, "LEVELS", ())
+
+
 def measured(photos: Path, out: Path, weights: Path, *, budget: str = "10m") -> graft.StudyResult:
     return graft.study(
         photos,
         out=out,
         weights=weights,
-        only="frozen",
+        only="finetuned",
         folds=3,
         fit="squash",
         backbones=["test_resnet.made"],

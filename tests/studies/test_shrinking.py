@@ -20,9 +20,9 @@ from graft.deploy.conversion import is_int8
 from graft.errors import RunError, SettingsError
 from graft.studies import shrinking
 from graft.studies.choice import Limits
-from graft.studies.shrinking import Purse, kind_of
+from graft.studies.shrinking import Purse
 from graft.studies.shrinking_finish import pick, settings_of
-from graft.studies.shrinking_variants import Variant, shrunk_recipe, variant_of
+from graft.studies.shrinking_variants import Variant, kind_of, shrunk_recipe, variant_of
 
 
 def made(name: str, size: int, **variant: Any) -> Any:
