@@ -1,19 +1,12 @@
-"""What the commands show: live progress, the leaderboard, tables. Plain lines where there is no terminal."""
+"""What the commands show at the end: the leaderboard, tables, lists. Plain lines where there is no terminal."""
 
 from __future__ import annotations
 
-import math
-import signal
-import threading
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from threading import Event as Flag
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from graft.errors import SettingsError
@@ -23,187 +16,16 @@ if TYPE_CHECKING:
     from graft.deploy.answers import LeftOut
     from graft.deploy.evaluate import Evaluation
     from graft.images.dataset import Dataset
-    from graft.pretraining.publishing import Published
-    from graft.pretraining.records import Event as Happening
     from graft.similar.build import Indexed
-    from graft.studies.frame import Event
     from graft.studies.results import StudyResult
 
-Returned = TypeVar("Returned")
 PERCENT = ("macro_f1", "accuracy", "balanced_accuracy")
-PLAIN_SECONDS = 5.0  # without a terminal, a line of progress at most so often
 
 
-def follow(
-    events: Generator[Event, None, StudyResult], *, to_stderr: bool, halt: Flag | None = None
-) -> StudyResult:
-    """Show a study's events as they come, and return its result.
-
-    Once there is a leaderboard, the first Ctrl-C sets `halt`, so that the study ends with the answer so far; without
-    `halt` it is itself.
-    """
-    console = _console(to_stderr=to_stderr)
-    answered = Flag()
-    gentle = nullcontext() if halt is None else _gentle_interrupt(console, answered, halt)
-    with _Live(console) as live, gentle:
-        while True:
-            try:
-                event = next(events)
-            except StopIteration as finished:
-                return finished.value
-            live.show(event)
-            if event.kind == "board":
-                answered.set()
-
-
-@contextmanager
-def _gentle_interrupt(console: Console, answered: Flag, halt: Flag) -> Iterator[None]:
-    """Ctrl-C sets `halt` where there is an answer, and is itself before that and the second time."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupted(*_: object) -> None:
-        if halt.is_set() or not answered.is_set():
-            raise KeyboardInterrupt
-        halt.set()
-        console.print("  Ctrl-C: ending with the answer so far. Once more stops at once.", soft_wrap=True)
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def count(steps: Iterator[tuple[int, int]], text: str, *, to_stderr: bool) -> None:
-    """Show the progress of plain (done, total) steps."""
-    from graft.studies.frame import Event
-
-    with _Live(_console(to_stderr=to_stderr)) as live:
-        for done, total in steps:
-            live.show(Event("progress", text, done, total))
-
-
-def follow_steps(
-    steps: Generator[tuple[str, int, int], None, Returned], *, to_stderr: bool = False
-) -> Returned:
-    """Show the progress of (what, done, total) steps, and return what they return."""
-    with _Live(_console(to_stderr=to_stderr)) as live:
-        while True:
-            try:
-                text, done, total = next(steps)
-            except StopIteration as finished:
-                return finished.value
-            live.bar(text, done, total, "")
-
-
-def follow_pretraining(events: Generator[Happening, None, Published]) -> Published:
-    """Show a training's progress, its remaining time and a line per epoch, and return what it published."""
-    from graft.pretraining.records import Epoch, Progress
-
-    console = _console()
-    with _Live(console, plain_seconds=60.0) as live:
-        while True:
-            try:
-                event = next(events)
-            except StopIteration as finished:
-                return finished.value
-            if isinstance(event, Progress):
-                parts = (
-                    event.detail,
-                    f"{duration(event.remaining_seconds)} left" if event.remaining_seconds else "",
-                )
-                live.bar(event.text, event.done, event.total, ", ".join(filter(None, parts)))
-            elif isinstance(event, Epoch):
-                console.print(_epoch_line(event), soft_wrap=True)
-            else:
-                console.print(f"  {escape(event.text)}", soft_wrap=True)
-
-
-def _epoch_line(epoch: Epoch) -> str:
-    parts = [f"epoch {epoch.number}/{epoch.planned}", f"loss {epoch.train_loss:.4f}"]
-    if epoch.held_loss is not None:
-        parts.append(f"held out {epoch.held_loss:.4f}")
-    if epoch.held_accuracy is not None:
-        parts.append(f"right {100 * epoch.held_accuracy:.1f} %")
-    parts += [
-        f"lr {epoch.learning_rate:.2e}",
-        f"{epoch.images_per_second:.0f} images/s",
-        duration(epoch.seconds),
-    ]
-    return "  " + ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`2 h 05 min`, `4 min 20 s`, `12 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
-
-
-def _console(*, to_stderr: bool = False) -> Console:
+def terminal(*, to_stderr: bool = False) -> Console:
     """A terminal as wide as it is; files and pipes get lines of 120."""
     console = Console(stderr=to_stderr, highlight=False)
     return console if console.is_terminal else Console(stderr=to_stderr, highlight=False, width=120)
-
-
-class _Live:
-    """A progress bar on a terminal; elsewhere a line now and then."""
-
-    def __init__(self, console: Console, *, plain_seconds: float = PLAIN_SECONDS) -> None:
-        self.console = console
-        self.plain_seconds = plain_seconds
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("[dim]{task.fields[left]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task: TaskID | None = None
-        self.text = ""
-        self.printed = 0.0
-
-    def __enter__(self) -> _Live:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def show(self, event: Event) -> None:
-        if event.kind == "progress":
-            self._progress(event)
-        elif event.kind == "board":
-            self.console.print(board(event.board, title=event.text))
-        elif event.kind == "stage":
-            self.console.print(f"[bold]{escape(event.text)}[/bold]")
-        else:
-            self.console.print(f"  {escape(event.text)}", soft_wrap=True)
-
-    def _progress(self, event: Event) -> None:
-        limited = 0 < event.remaining_seconds < math.inf
-        left = f"{event.remaining_seconds:.0f} s of the budget left" if limited else ""
-        self.bar(event.text, event.done, event.total, left)
-
-    def bar(self, text: str, done: int, total: int, left: str) -> None:
-        """Show that `done` of `total` are done, and what is `left` in words."""
-        if self.console.is_terminal:
-            if self.task is not None and text != self.text:
-                self.progress.remove_task(self.task)
-                self.task = None
-            if self.task is None:
-                self.task = self.progress.add_task(escape(text), total=max(total, 1), left=left)
-            self.progress.update(self.task, completed=done, total=max(total, 1), left=left)
-        elif text != self.text or time.monotonic() - self.printed > self.plain_seconds:
-            where = f" {done}/{total}" if total else ""
-            self.console.print(f"  {escape(text)}{where}{f' ({left})' if left else ''}", soft_wrap=True)
-            self.printed = time.monotonic()
-        self.text = text
 
 
 def board(rows: Sequence[Mapping[str, Any]], *, title: str) -> Table:
@@ -229,7 +51,7 @@ def show_result(result: StudyResult) -> None:
     """The end of a study: the improved leaderboard, the answer, and where everything is."""
     from graft.judging.metrics import METRICS
 
-    console = _console()
+    console = terminal()
     facts, choice = result.facts, result.choice
     headline = choice["headline"]
     metric = METRICS[headline["metric"]]
@@ -303,7 +125,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
 
 def show_dataset(dataset: Dataset) -> None:
     """A checked dataset for people."""
-    console = _console()
+    console = terminal()
     facts = dataset_facts(dataset)
     table = Table()
     table.add_column("class", overflow="fold")
@@ -330,7 +152,7 @@ def show_evaluation(evaluation: Evaluation) -> None:
     """What a model is worth on labelled images: its scores, then class by class."""
     from graft.deploy.evaluate import spelling_hint
 
-    console = _console()
+    console = terminal()
     overview = Table(
         title=f"{evaluation.images} images of known classes", title_justify="left", title_style="dim"
     )
@@ -375,7 +197,7 @@ def _mistaken(evaluation: Evaluation, name: str) -> str:
 
 def show_indexed(indexed: Indexed) -> None:
     """What an indexing did."""
-    console = _console()
+    console = terminal()
     console.print(
         f"{indexed.images} images: {indexed.added} added, {indexed.changed} changed, {indexed.removed} removed; "
         f"{indexed.embedded} went through the network"
@@ -461,7 +283,7 @@ def show_models(rows: Sequence[Mapping[str, Any]]) -> None:
             f"{row['top1']:.1f}" if row["top1"] else "",
             escape(row["licence"]),
         )
-    console = _console()
+    console = terminal()
     console.print(table)
     if console.is_terminal:
         console.print(
@@ -499,7 +321,7 @@ def doctor_facts(weights: str | None) -> dict[str, Any]:
 
 def show_doctor(facts: Mapping[str, Any]) -> None:
     """What `doctor` found, for people."""
-    console = _console()
+    console = terminal()
     for name, version in facts["versions"].items():
         console.print(f"{name:13} {escape(version)}", soft_wrap=True)
     bf16 = "with bfloat16" if facts["cpu_bf16"] else "without bfloat16"

@@ -33,6 +33,7 @@ ORDER = (
     ("estimator_fitting",),
     ("estimator",),
     ("console",),
+    ("following",),
     ("commands",),
     ("cli",),
 )

@@ -17,11 +17,11 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from graft import console
+    from graft import following
     from graft.images.demo import write
 
     folder = Path(options.folder)
-    console.count(write(folder), "making demo images", to_stderr=options.json)
+    following.count(write(folder), "making demo images", to_stderr=options.json)
     options.source = str(folder)
     options.out = options.out or "runs/surfaces"
     return study.run(options)

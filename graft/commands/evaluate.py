@@ -18,12 +18,12 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from graft import console
+    from graft import console, following
     from graft.deploy.bundle import load
     from graft.deploy.evaluate import evaluating, write_answers
 
     bundle = load(options.bundle, threads=1)
-    evaluation = console.follow_steps(evaluating(bundle, options.source), to_stderr=options.json)
+    evaluation = following.follow_steps(evaluating(bundle, options.source), to_stderr=options.json)
     if options.csv:
         write_answers(evaluation, Path(options.csv))
     if options.json:

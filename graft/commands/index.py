@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from graft import console
+    from graft import console, following
     from graft.deploy.bundle import load
     from graft.similar.build import indexing
 
@@ -28,5 +28,5 @@ def run(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         rebuild=options.rebuild,
     )
-    console.show_indexed(console.follow_steps(steps))
+    console.show_indexed(following.follow_steps(steps))
     return 0

@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from graft import console
+    from graft import following
     from graft.pretraining.settings import resolved_pretraining
 
     settings = resolved_pretraining(
@@ -62,6 +62,6 @@ def run(options: argparse.Namespace) -> int:
     )
     from graft.pretraining.pretrain import pretraining
 
-    published = console.follow_pretraining(pretraining(settings))
+    published = following.follow_pretraining(pretraining(settings))
     print(f"weights: {published.weights}\ncard:    {published.card}")
     return 0

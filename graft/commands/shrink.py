@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from graft import console
+    from graft import following
     from graft.api import shrinking_run
 
     halt = Flag()
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         tolerance=options.tolerance,
         halt=halt,
     )
-    result = console.follow(work, to_stderr=options.json, halt=halt)
+    result = following.follow(work, to_stderr=options.json, halt=halt)
     told = result.facts["shrink"]
     if options.json:
         print(json.dumps(told, ensure_ascii=False))

@@ -56,7 +56,7 @@ def study_options(study: Any, *, out: str, budget: str) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from graft import console
+    from graft import console, following
     from graft.api import running
     from graft.studies.settings import resolved
 
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
     )
     halt = Flag()
-    result = console.follow(
+    result = following.follow(
         running(settings, command=options.typed, halt=halt), to_stderr=options.json, halt=halt
     )
     if options.json:

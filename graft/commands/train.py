@@ -90,7 +90,7 @@ def _running(group: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from graft import console
+    from graft import console, following
     from graft.api import running_recipe
     from graft.studies.train_settings import resolved_training
 
@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
     )
     halt = Flag()
     work = running_recipe(settings, command=options.typed, halt=halt)
-    result = console.follow(work, to_stderr=options.json, halt=halt)
+    result = following.follow(work, to_stderr=options.json, halt=halt)
     if options.json:
         print(json.dumps(result.facts, ensure_ascii=False))
     else:

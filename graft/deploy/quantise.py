@@ -252,7 +252,7 @@ def _agree(one: ModelProto, other: ModelProto, images: UInt8[np.ndarray, "m h w 
     """Whether both graphs answer a batch of three images alike."""
     batch = np.resize(images, (3, *images.shape[1:]))
     output = one.graph.output[0].name
-    refusals = (*_refusals(), RuntimeError, ValueError)
+    refusals: tuple[type[Exception], ...] = (*_refusals(), RuntimeError, ValueError)
     try:
         wanted, found = outputs_of(one, batch, output), outputs_of(other, batch, output)
     except refusals:

@@ -24,6 +24,7 @@ from graft.report.wording import number
 
 TRAINED = 12
 FOLD_LINES = 10  # of a panel, thin
+LARGEST = 1e6  # beyond, it is no epoch, and no loss that a plot could show
 FOLD_POINTS, MEAN_POINTS = 48, 120
 WIDTH, HEIGHT = 300.0, 170.0
 Points = list[tuple[float, float]]
@@ -60,9 +61,8 @@ def _trained(candidate: Candidate, candidates: Sequence[Candidate], *, chosen: b
     title, detail = _name(candidate, candidates)
     losses = [*_panel(runs, "train_loss", "quiet"), *_panel(runs, "validation_loss", "choice")]
     accuracies = _panel(runs, "validation_accuracy", "choice")
-    last = max((number(epochs[-1].get("number")) or 0.0 for _, epochs in runs), default=0.0)
     panels = [
-        _drawn(lines, last, f"{name} of {title} over the epochs", name, bottom=bottom)
+        _drawn(lines, f"{name} of {title} over the epochs", name, bottom=bottom)
         for lines, name, bottom in (
             (losses, "log loss", not accuracies),
             (accuracies, "accuracy", True),
@@ -107,7 +107,9 @@ def _panel(
 
 def _points(epochs: Sequence[dict[str, Any]], field: str) -> Points:
     pairs = [(number(epoch.get("number")), number(epoch.get(field))) for epoch in epochs]
-    return [(x, y) for x, y in pairs if x is not None and y is not None]
+    return [
+        (x, y) for x, y in pairs if x is not None and y is not None and 1 <= x < LARGEST and abs(y) < LARGEST
+    ]
 
 
 def _best(fold: dict[str, Any], points: Points, kind: str) -> tuple[float, float] | None:
@@ -130,17 +132,14 @@ def _thinned(points: Points, most: int) -> tuple[tuple[float, float], ...]:
     return tuple(points[::step]) + ((points[-1],) if (len(points) - 1) % step else ())
 
 
-def _drawn(lines: Sequence[plots.Line], last: float, described: str, name: str, *, bottom: bool) -> Markup:
-    marked = [
-        (tick, f"{tick:.0f}") for tick in plots.ticks(0.0, last, about=4) if tick == int(tick) and tick >= 1
-    ]
-    first = min(x for line in lines for x, _ in line.points)
+def _drawn(lines: Sequence[plots.Line], described: str, name: str, *, bottom: bool) -> Markup:
+    xs = [x for line in lines for x, _ in line.points]
+    first, last = min(xs), max(xs)
+    marked = [tick for tick in plots.ticks(0.0, last, about=4) if tick == int(tick) and tick >= first]
     return plots.lines(
         lines,
         described=described,
-        x_ticks=[(x, told) for x, told in marked if x >= first]
-        if last > first
-        else [(first, f"{first:.0f}")],
+        x_ticks=[(tick, f"{tick:.0f}") for tick in (marked if last > first else [first])],
         x_label="epoch" if bottom else "",
         y_label=name,
         width=WIDTH,

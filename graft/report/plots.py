@@ -128,7 +128,7 @@ def steps(
 ) -> Markup:
     """Marks over named steps: x is the position in `names`, and `path` joins what can be compared."""
     frame = Frame((-0.5, len(names) - 0.5), y_range, width=width, height=height, bottom=26.0)
-    axes = [_y_axis(frame, y_label), _x_axis(frame, list(enumerate(names)), "")]
+    axes = [_y_axis(frame, y_label), _x_axis(frame, [(float(i), name) for i, name in enumerate(names)], "")]
     parts = [_line(frame, path)] if path.points else []
     drawn = [*parts, *(_mark(frame, mark) for mark in marks), *_labels(frame, marks)]
     return svg(described, height, [*axes, *drawn], width=width)

@@ -31,6 +31,7 @@ NAMES = {
     "ensemble": "several together",
     "random": "random weights, frozen",
 }
+LONGEST = 1e9  # seconds; beyond, it is no time
 MARKS = 400  # more dots cannot be told apart
 WHISKERS = 24  # more candidates, and only those on the lines keep their intervals
 
@@ -108,7 +109,7 @@ def _spent(record: Run, metric: str) -> list[Spent]:
     found = []
     for candidate in record.candidates:
         value, seconds = candidate.metrics.get(metric), work.get(candidate.id)
-        if candidate.complete and value is not None and seconds:
+        if candidate.complete and value is not None and seconds is not None and 0 < seconds < LONGEST:
             found.append(Spent(candidate, seconds, value, candidate.intervals.get(metric)))
     return found
 

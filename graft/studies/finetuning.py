@@ -27,6 +27,7 @@ from graft.studies.beside import activations_of
 from graft.studies.finalists import DRAWS, PLAN, Cost, Option, TuningPlan, finalists, options_of, planned
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.journal import TRIALS
+from graft.studies.kept_states import keep_tuned
 from graft.studies.retrieval import retrieval_of_tuned
 from graft.studies.timing import timed
 
@@ -243,6 +244,7 @@ def _fold(
     facts: dict[str, Any] = {"name": recipe.name, "seconds": seconds, "curve": curve}
     if fold == 0:
         facts["retrieval"] = retrieval_of_tuned(frame, bench, tuned)
+    keep_tuned(frame, recipe.key, fold, tuned)
     record = frame.journal.add_fold(recipe.key, fold, rows, facts)
     kept_in.unlink(missing_ok=True)
     return record, rows

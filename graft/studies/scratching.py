@@ -22,6 +22,7 @@ from graft.images.pixels import open_pixels
 from graft.judging.cost import latency_ms
 from graft.store import content_key
 from graft.studies.frame import Event, Frame, Trial
+from graft.studies.kept_states import keep_trained
 from graft.studies.probe import LATENCY_THREADS
 from graft.studies.recipe import Recipe
 from graft.studies.symmetry import shown
@@ -139,6 +140,7 @@ def measured_fold(
         "images": len(rows),
         "curve": curve,
     }
+    keep_trained(frame, key, fold, trained)
     return frame.journal.add_fold(key, fold, probabilities, facts), probabilities
 
 
