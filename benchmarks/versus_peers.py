@@ -37,6 +37,7 @@ SETS = ("hymenoptera", "magnetic_tile", "dogs_vs_cats", "caltech101")
 HERE = Path(__file__).resolve().parent
 WITHIN = 0.94  # of fastai's seconds is Graft's budget: the process begins before it and ends after it
 DRAWS = 2_000
+KEPT = 0.85  # of a fold is learned from, the rest is looked at after every epoch
 
 
 def main() -> None:
@@ -94,6 +95,7 @@ def one_set(given: Any, place: Path, weights: Path, peer: Path) -> dict[str, Any
     taken: dict[str, Run] = {}
     fastai = HERE / "peer_fastai.py"
     torch = HERE / "peer_torch.py"
+    trained: dict[str, Any] = {}
     out = {name: place / f"{name}.json" for name in ("fastai", "logistic", "frozen", "finetune")}
     taken["fastai"] = run([peer, fastai, images, weights, out["fastai"]])
     for kind in ("logistic", "frozen", "finetune"):
@@ -120,6 +122,14 @@ def one_set(given: Any, place: Path, weights: Path, peer: Path) -> dict[str, Any
         ),
         cache=place / "cache-frozen",
     )
+    for name, freeze in (("full", "none"), ("last_stages", "blocks.2")):
+        out_of = place / f"run-{name}"
+        asked = ["--backbone", BACKBONE, "--freeze", freeze, "--epochs", "3", "--folds", "2"]
+        run(
+            graft("train", place / "for-graft", *asked, "--weights", given.weights, "--out", out_of),
+            cache=place / "cache",
+        )
+        trained[name] = json.loads((out_of / "study.json").read_text(encoding="utf-8"))
     said["graft"] = own_answers(runs["graft"])
     facts = json.loads((runs["graft"] / "study.json").read_text(encoding="utf-8"))
     frozen = json.loads((runs["graft_frozen"] / "study.json").read_text(encoding="utf-8"))
@@ -130,7 +140,7 @@ def one_set(given: Any, place: Path, weights: Path, peer: Path) -> dict[str, Any
         "frozen_candidates": len(frozen["candidates"]),
         "frozen_backbones": len({one["backbone"] for one in frozen["candidates"]}),
         "seconds": {name: round(one.seconds, 1) for name, one in taken.items()},
-        "epochs": epochs_of(facts, said, images),
+        "epochs": epochs_of(trained, said, images),
         "plan": facts["plan"],
         **judged(said),
     }
@@ -174,23 +184,20 @@ def table(said: Mapping[str, Any], classes: list[str], files: list[str]) -> np.n
     return np.array([rows[file] for file in files], np.float32)
 
 
-def epochs_of(facts: Mapping[str, Any], said: Mapping[str, Any], images: Path) -> dict[str, Any]:
-    """Training images per second of every kind of epoch; of Graft's tuned candidates, by what was cut."""
+def epochs_of(trained: Mapping[str, Any], said: Mapping[str, Any], images: Path) -> dict[str, float]:
+    """Training images per second of every kind of epoch; Graft's include its look at the part that is kept back."""
     count = sum(1 for file in (images / "train").rglob("*") if file.is_file())
     fastai = said["fastai"]["epoch_seconds"]
-    found: dict[str, Any] = {
+    found: dict[str, float] = {
         "fastai_frozen": count / fastai[0],
         "fastai_full": count / float(np.median(fastai[1:])),
         "torch_frozen": count / float(np.median(said["frozen"]["epoch_seconds"])),
         "torch_full": count / float(np.median(said["finetune"]["epoch_seconds"])),
     }
-    folds = facts["settings"]["folds"]
-    for row in facts["candidates"]:
-        seconds = [epoch["seconds"] for curve in row["curves"] or [] for epoch in curve["epochs"]]
-        if row["strategy"] in ("partial", "full") and seconds:
-            found[f"graft {row['cut'] or 'everything'}"] = (
-                count * (folds - 1) / folds / float(np.median(seconds))
-            )
+    for name, facts in trained.items():
+        curves = facts["candidates"][0]["curves"]
+        seconds = [epoch["seconds"] for curve in curves for epoch in curve["epochs"]]
+        found[f"graft_{name}"] = KEPT * count / 2 / float(np.median(seconds))
     return found
 
 
@@ -224,21 +231,21 @@ def targets(row: Mapping[str, Any]) -> list[Target]:
             row["seconds"]["fastai"],
         ),
     ]
-    partial = [v for k, v in row["epochs"].items() if k.startswith("graft") and not k.endswith("everything")]
-    full = row["epochs"].get("graft everything")
-    if partial:
-        found.append(
-            Target(
-                f"{name}: last stages, times faster",
-                max(partial) / row["epochs"]["fastai_frozen"],
-                "at least",
-                5.0,
-            )
-        )
-    if full:
-        found.append(
-            Target(f"{name}: full, times faster", full / row["epochs"]["fastai_full"], "at least", 1.8)
-        )
+    rates = row["epochs"]
+    found += [
+        Target(
+            f"{name}: last stages, times faster per epoch than fastai's frozen epoch",
+            rates["graft_last_stages"] / rates["fastai_frozen"],
+            "at least",
+            5.0,
+        ),
+        Target(
+            f"{name}: full fine-tuning, times faster per epoch than fastai's",
+            rates["graft_full"] / rates["fastai_full"],
+            "at least",
+            1.8,
+        ),
+    ]
     return found
 
 

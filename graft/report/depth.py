@@ -113,7 +113,7 @@ def learned_stages(cut: str | None, tap: str | None, taps: Sequence[str]) -> tup
     if cut == "":
         return float("inf"), "everything"
     stages = [name for name in taps if name != HEAD]
-    if cut not in stages or tap not in taps:
+    if tap is None or cut not in stages or tap not in taps:
         return 1_000.0, f"above {cut}"
     top = len(stages) if tap == HEAD else stages.index(tap) + 1
     count = top - stages.index(cut) - 1

@@ -40,7 +40,7 @@ def keep_tuned(frame: Frame, key: str, fold: int, tuned: Tuned) -> bool:
 
     head = tuned.head
     arrays = {name: getattr(head, name) for name in ARRAYS if getattr(head, name) is not None}
-    tensors = {f"{HEAD}{name}": torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = {f"{HEAD}{name}": torch.tensor(array) for name, array in arrays.items()}
     facts = {
         "unit_length": head.unit_length,
         "temperature": tuned.temperature,

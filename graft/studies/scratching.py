@@ -140,7 +140,8 @@ def measured_fold(
         "images": len(rows),
         "curve": curve,
     }
-    keep_trained(frame, key, fold, trained)
+    if key == recipe.key:
+        keep_trained(frame, key, fold, trained)
     return frame.journal.add_fold(key, fold, probabilities, facts), probabilities
 
 

@@ -1,27 +1,27 @@
 """A rung of the study: how small the model can be for (nearly) the same score.
 
 In: all trials so far. Out: trials of smaller models on the same folds, candidates like any other, and for the report
-`extras["shrink"]`: every step with its two gates (is the score within the tolerance of the best full-size candidate, is
-it really smaller or faster than what it was made from), and the curve of the score against bytes and latency over all
-candidates. The steps, in the order of what they cost:
+`extras["shrink"]` (`graft.studies.shrinking_told`): every step with its gates, and the curve of the score against bytes
+and latency. The steps, in the order in which a small budget pays them:
 
 1. lower taps: measured by the probe already;
 2. a smaller input for the best network, frozen at all its taps;
 3. networks cut at any waist and read at several depths at once (`graft.deploy.reading`);
 4. the most promising of all these in 8 bits (`graft.deploy.quantise`);
-5. the best network with fewer inner channels (`graft.deploy.thinning`), in 8 bits.
+5. the best of what was fine-tuned, and the small CNN from scratch, in 8 bits;
+6. the best frozen network with fewer inner channels (`graft.deploy.thinning`), in 8 bits;
+7. students of the best network (`graft.studies.shrinking_students`), and they in 8 bits.
 
 What is tried is a function of the scores and of a share of the budget, which pays by the size of networks and not by the
 clock, so that two studies with one seed try the same. Every finished (recipe, fold) is in the journal.
 
-Not covered: smaller models of networks that were fine-tuned, and of the small CNN from scratch.
+Not covered: fine-tuned networks with fewer channels; students that start from ImageNet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from graft.backbones.catalogue import find
 from graft.backbones.trunks import trunk_of
@@ -30,14 +30,16 @@ from graft.deploy.reading import waists
 from graft.errors import BackboneError, BundleError
 from graft.images.pixels import open_pixels
 from graft.judging.metrics import METRICS
-from graft.judging.uncertainty import draw_weights, paired
 from graft.studies.beside import best_frozen
 from graft.studies.board import board
 from graft.studies.choice import megabytes
-from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.frame import Event, Frame, Trial
 from graft.studies.probe import heads_on_taps, priced, samples_of
 from graft.studies.rungs import Progress, Working, prepare, tell
-from graft.studies.shrinking_variants import Variant, kind_of, measuring, prepared_trunk, variant_of
+from graft.studies.shrinking_networks import TUNED, prepared_trunk
+from graft.studies.shrinking_students import STUDENT_VIEWS, VIEWS, WIDTHS, student_design, student_geometry
+from graft.studies.shrinking_told import full_size, score_of, signed, told_of
+from graft.studies.shrinking_variants import Variant, measuring, shrunk_recipe, variant_of
 
 TOLERANCE = 0.01
 SHARE = 0.1  # of the budget
@@ -46,10 +48,12 @@ SMALLER_INPUTS = (160, 128, 96)
 MOST_DEPTHS = 5
 DEPTH_STEP = 0.75  # each next waist has at most this share of the weights of the one before
 THIN_SHARES = (0.65, 0.45)
-LEAST_SMALLER, LEAST_FASTER = 0.97, 0.95  # of the bytes or of the latency of what a step was made from
-DRAWS = 1_000
-# Seconds to plan with, on one thread of any machine: 10^9 multiply-adds, quantising, a head on 1,000 images.
-SECONDS_PER_GMAC, QUANTISING, HEAD = 0.015, 7.0, 0.5
+TRAINED = (*TUNED, "scratch")
+SMALL_CNN, SMALL_CNN_GMACS = "small_cnn", 0.035
+MOST_TRAINED = 3  # of the candidates that were trained are brought to 8 bits
+# Seconds to plan with, on one thread of any machine: 10^9 multiply-adds (and of a training's forward passes), quantising,
+# opening a trained network, a head on 1,000 images, a view.
+SECONDS_PER_GMAC, TRAINING_PER_GMAC, QUANTISING, OPENING, HEAD, VIEW = 0.015, 0.1, 7.0, 3.0, 0.5, 0.003
 
 
 @dataclass(slots=True)
@@ -72,28 +76,64 @@ def shrink_rung(
     frame: Frame, done: Progress, *, tolerance: float = TOLERANCE, limited: bool = True
 ) -> Working:
     """Measure smaller models, and tell of each step whether it holds. With `limited`, within a share of the budget."""
-    best = best_frozen(frame, done.trials)
-    if best is None or best.model_bytes is None:
+    if not any(full_size(trial) for trial in done.trials):
         return
     whole = SHARE * frame.settings.budget_seconds
     screening = Purse(SCREENING * whole if limited else None)
-    before = {id(trial) for trial in done.trials}
     yield Event("stage", "Shrinking: smaller models on the same folds")
-    yield from _smaller_inputs(frame, done, best, screening)
-    yield from _several_depths(frame, done, screening)
+    best = best_frozen(frame, done.trials)
+    frozen = best is not None and best.model_bytes is not None
+    before = {id(trial) for trial in done.trials}
+    if best is not None and frozen:
+        yield from _smaller_inputs(frame, done, best, screening)
+        yield from _several_depths(frame, done, screening)
     purse = Purse(None if screening.seconds is None else (1 - SCREENING) * whole + screening.seconds)
-    for trial in _worth_quantising(frame, done.trials, tolerance):
+    chosen = _worth_quantising(frame, done.trials, tolerance) if frozen else []
+    for trial in [*chosen, *_trained_candidates(frame, done.trials)]:
         if purse.pays(_calibrated_cost(frame, trial)):
             yield from _measured(frame, done, trial, replace(variant_of(trial), precision="int8"))
-    for share in THIN_SHARES:
+    for share in THIN_SHARES if frozen else ():
         for trial in _worth_thinning(frame, done.trials, before):
             if purse.pays(_calibrated_cost(frame, trial)):
                 variant = replace(variant_of(trial), share=share, precision="int8")
                 yield from _measured(frame, done, trial, variant)
+    yield from _students(frame, done, purse)
     told = told_of(frame, done.trials, tolerance=tolerance)
     done.extras["shrink"] = told
     yield from tell(done, told["sentence"])
     yield Event("board", "shrunk", board=board(frame, done.trials))
+
+
+def _trained_candidates(frame: Frame, trials: Sequence[Trial]) -> list[Trial]:
+    """What was fine-tuned or trained from scratch: the best, and those that nothing smaller is better than."""
+    trained = [t for t in trials if t.recipe.strategy in TRAINED and t.complete and t.model_bytes is not None]
+    front = _front(trained, lambda trial: signed(frame, trial))
+    ordered = sorted(trained, key=lambda trial: -signed(frame, trial))
+    return list({trial.recipe.key: trial for trial in [*ordered[:1], *reversed(front)]}.values())[
+        :MOST_TRAINED
+    ]
+
+
+def _students(frame: Frame, done: Progress, purse: Purse) -> Working:
+    """Small CNNs that learn from the best frozen or fine-tuned network, each brought to 8 bits, too."""
+    teachers = [
+        trial
+        for trial in done.trials
+        if trial.recipe.strategy in ("frozen", *TUNED) and trial.complete and trial.model_bytes is not None
+    ]
+    teacher = max(teachers, key=lambda trial: signed(frame, trial), default=None)
+    if teacher is None:
+        return
+    for width in WIDTHS:
+        if not purse.pays(_student_cost(frame, teacher, width)):
+            continue
+        yield from prepare(frame, [student_geometry(teacher)])
+        yield from _measured(frame, done, teacher, Variant(student=width))
+        made = next(
+            (t for t in done.trials if t.recipe == shrunk_recipe(teacher, Variant(student=width))), None
+        )
+        if made is not None and purse.pays(_calibrated_cost(frame, made)):
+            yield from _measured(frame, done, made, Variant(student=width, precision="int8"))
 
 
 def _smaller_inputs(frame: Frame, done: Progress, best: Trial, purse: Purse) -> Working:
@@ -162,16 +202,16 @@ def _depths_to_try(weights: Sequence[int]) -> list[int]:
 def _measured(frame: Frame, done: Progress, base: Trial, variant: Variant) -> Working:
     if frame.halt.is_set():
         return
-    frozen = _origin(done.trials, base)
+    origin = _origin(done.trials, base)
     try:
-        trial = yield from measuring(frame, frozen, variant, from_name=base.recipe.name)
+        trial = yield from measuring(frame, origin, variant, from_name=base.recipe.name)
     except BundleError as error:
         yield from tell(done, f"{base.recipe.name}{variant.suffix} could not be made: {error}")
         return
     if trial is None or any(trial.recipe.key == other.recipe.key for other in done.trials):
         return
     done.trials.append(trial)
-    score = METRICS[frame.settings.metric].text(_score(frame, trial))
+    score = METRICS[frame.settings.metric].text(score_of(frame, trial))
     size = megabytes(trial.model_bytes or 0)
     yield Event("result", f"{trial.recipe.name}: {METRICS[frame.settings.metric].label} {score}, {size}")
 
@@ -179,11 +219,11 @@ def _measured(frame: Frame, done: Progress, base: Trial, variant: Variant) -> Wo
 def _worth_quantising(frame: Frame, trials: Sequence[Trial], tolerance: float) -> list[Trial]:
     """What is likely to be the smallest within the tolerance, the best, and those on the curve below, in this order."""
     usable = [t for t in trials if _frozen(t) or _float(t)]
-    front = _front(usable, lambda trial: _signed(frame, trial))
-    reference = max(_signed(frame, t) for t in trials if _full_size(t))
-    within = [t for t in front if _signed(frame, t) >= reference - tolerance]
-    below = sorted((t for t in front if t not in within), key=lambda t: -_signed(frame, t))
-    best = max(usable, key=lambda t: _signed(frame, t))
+    front = _front(usable, lambda trial: signed(frame, trial))
+    reference = max(signed(frame, t) for t in trials if full_size(t))
+    within = [t for t in front if signed(frame, t) >= reference - tolerance]
+    below = sorted((t for t in front if t not in within), key=lambda t: -signed(frame, t))
+    best = max(usable, key=lambda t: signed(frame, t))
     ordered = [*within[:2], *below[:1], best, *below[1:]]
     return list({trial.recipe.key: trial for trial in ordered}.values())
 
@@ -192,7 +232,7 @@ def _worth_thinning(frame: Frame, trials: Sequence[Trial], before: set[int]) -> 
     """The best frozen tap, and the best network read at several depths."""
     frozen = [t for t in trials if id(t) in before and _frozen(t) and t.model_bytes is not None]
     read = [t for t in trials if _float(t)]
-    found = [max(kind, key=lambda t: _signed(frame, t)) for kind in (frozen, read) if kind]
+    found = [max(kind, key=lambda t: signed(frame, t)) for kind in (frozen, read) if kind]
     lower = [t for t in frozen if _same_network(t, found[0]) and t.tap_index == found[0].tap_index - 1]
     return [*found[:1], *lower, *found[1:]]
 
@@ -206,126 +246,32 @@ def _front(trials: Sequence[Trial], score: Callable[[Trial], float]) -> list[Tri
     return front
 
 
-def told_of(frame: Frame, trials: Sequence[Trial], *, tolerance: float) -> dict[str, Any]:
-    """`extras["shrink"]`: the steps with their gates, the curve, and one sentence."""
-    reference = max(
-        (t for t in trials if _full_size(t)), key=lambda t: (_signed(frame, t), -(t.model_bytes or 0))
-    )
-    steps = [dict(step) for step in _steps(frame, trials, reference, tolerance)]
-    accepted = [step for step in steps if step["accepted"]]
-    smallest = min(accepted, key=lambda step: step["bytes"], default=None)
-    return {
-        "metric": frame.settings.metric,
-        "tolerance": tolerance,
-        "reference": {
-            "id": reference.recipe.name,
-            "score": _score(frame, reference),
-            "bytes": reference.model_bytes,
-            "latency_ms": reference.latency_ms,
-        },
-        "steps": steps,
-        "smallest": None if smallest is None else smallest["id"],
-        "curve": [
-            {
-                "id": trial.recipe.name,
-                "score": _score(frame, trial),
-                "bytes": trial.model_bytes,
-                "latency_ms": trial.latency_ms,
-                "kind": kind_of(trial) or trial.recipe.strategy,
-            }
-            for trial in sorted(trials, key=lambda t: t.model_bytes or 0)
-            if trial.complete and trial.model_bytes is not None and trial.recipe.strategy != "random"
-        ],
-        "sentence": _sentence(frame, reference, smallest, len(steps), tolerance),
-    }
-
-
-def _steps(
-    frame: Frame, trials: Sequence[Trial], reference: Trial, tolerance: float
-) -> Iterator[dict[str, Any]]:
-    metric, by_name = METRICS[frame.settings.metric], {t.recipe.name: t for t in trials}
-    draws = draw_weights(
-        frame.targets, frame.dataset.groups[frame.rows], draws=DRAWS, seed=frame.settings.seed
-    )
-    for trial in trials:
-        kind = kind_of(trial)
-        if kind is None or not trial.complete:
-            continue
-        source = by_name.get(trial.about.get("shrunk", {}).get("from", ""), reference)
-        difference = paired(
-            frame.settings.metric, trial.probabilities, reference.probabilities, frame.targets, draws
-        )
-        lost = -metric.sign * difference.estimate if metric.sign < 0 else -difference.estimate
-        worse = difference.high < 0
-        bytes_share = (trial.model_bytes or 0) / max(1, source.model_bytes or 1)
-        time_share = (trial.latency_ms or 0.0) / max(1e-9, source.latency_ms or 1e-9)
-        cheaper = bytes_share <= LEAST_SMALLER or time_share <= LEAST_FASTER
-        reasons = []
-        if lost > tolerance:
-            reasons.append(f"it loses {metric.text(lost)} of {metric.label}, more than the tolerance")
-        elif worse:
-            reasons.append("it is significantly worse than the best full-size candidate")
-        if not cheaper:
-            reasons.append(
-                f"it is neither smaller nor faster than {source.recipe.name} ({bytes_share:.0%} of the bytes, "
-                f"{time_share:.0%} of the time)"
-            )
-        yield {
-            "id": trial.recipe.name,
-            "kind": kind,
-            "from": source.recipe.name,
-            "score": _score(frame, trial),
-            "difference": difference.estimate,
-            "interval": [difference.low, difference.high],
-            "bytes": trial.model_bytes,
-            "bytes_share": round(bytes_share, 4),
-            "latency_ms": trial.latency_ms,
-            "latency_share": round(time_share, 4),
-            "accepted": not reasons,
-            "reason": " and ".join(reasons) or "within the tolerance, and cheaper",
-        }
-
-
-def _sentence(
-    frame: Frame, reference: Trial, smallest: dict[str, Any] | None, steps: int, tolerance: float
-) -> str:
-    metric = METRICS[frame.settings.metric]
-    full = f"{reference.recipe.name} ({megabytes(reference.model_bytes or 0)}, {metric.text(_score(frame, reference))})"
-    if smallest is None:
-        return (
-            f"None of {steps} smaller models comes within {metric.text(tolerance)} of {metric.label} of the best "
-            f"full-size candidate, {full}, and is cheaper than what it was made from."
-        )
-    return (
-        f"The smallest model within {metric.text(tolerance)} of {metric.label} of {full} is {smallest['id']}: "
-        f"{megabytes(smallest['bytes'])}, {metric.text(smallest['score'])}."
-    )
-
-
 def _origin(trials: Sequence[Trial], trial: Trial) -> Trial:
-    """The frozen trial a shrunk one was made from."""
+    """The trial a shrunk one was made from in the end: frozen, or trained."""
     name = trial.about["shrunk"]["base"] if "shrunk" in trial.about else trial.recipe.name
     return next(one for one in trials if one.recipe.name == name)
 
 
 def _calibrated_cost(frame: Frame, trial: Trial) -> float:
-    per_fold = QUANTISING + HEAD + len(frame.dataset) * _gmacs(frame, trial) * SECONDS_PER_GMAC
+    opening = 0.0 if _frozen(trial) or _float(trial) else OPENING
+    per_fold = QUANTISING + opening + HEAD + len(frame.dataset) * _gmacs(frame, trial) * SECONDS_PER_GMAC
     return frame.folds.count * per_fold
+
+
+def _student_cost(frame: Frame, teacher: Trial, width: int) -> float:
+    """A tuned teacher is asked in every fold, a frozen one once."""
+    asked = 1 if _frozen(teacher) else frame.folds.count
+    views = len(frame.rows) * (1 + VIEWS) * (VIEW + _gmacs(frame, teacher) * SECONDS_PER_GMAC)
+    gmacs = student_design(frame, teacher, width).multiply_adds / 1e9
+    return asked * views + frame.folds.count * STUDENT_VIEWS * gmacs * TRAINING_PER_GMAC
 
 
 def _gmacs(frame: Frame, trial: Trial) -> float:
     """10^9 multiply-adds of the whole network at the trial's input size."""
+    if trial.recipe.backbone == SMALL_CNN:
+        return SMALL_CNN_GMACS
     entry = find(trial.recipe.backbone, shelf(frame.folder))
     return (entry.gmacs or 0.5) * (trial.recipe.geometry.size / entry.input.size) ** 2
-
-
-def _score(frame: Frame, trial: Trial) -> float:
-    return METRICS[frame.settings.metric].sign * _signed(frame, trial)
-
-
-def _signed(frame: Frame, trial: Trial) -> float:
-    """The score, higher is better."""
-    return criterion(frame.settings.metric)(trial.probabilities, frame.targets)
 
 
 def _frozen(trial: Trial) -> bool:
@@ -333,12 +279,11 @@ def _frozen(trial: Trial) -> bool:
 
 
 def _float(trial: Trial) -> bool:
-    return trial.recipe.strategy == "shrunk" and trial.complete and not variant_of(trial).calibrated
-
-
-def _full_size(trial: Trial) -> bool:
     return (
-        trial.recipe.strategy not in ("shrunk", "random") and trial.complete and trial.model_bytes is not None
+        trial.recipe.strategy == "shrunk"
+        and trial.complete
+        and variant_of(trial).deepest is not None
+        and not variant_of(trial).calibrated
     )
 
 

@@ -17,35 +17,36 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from threadpoolctl import threadpool_limits
 
 from graft.deploy.quantise import outputs_of
 from graft.deploy.reading import READING
 from graft.errors import RunError
-from graft.images.pixels import open_pixels
 from graft.judging.metrics import METRICS
 from graft.learning import ridge
 from graft.studies import results
 from graft.studies.choice import Limits, choose, megabytes
 from graft.studies.finish import Fitted, packing
-from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.frame import Event, Frame, Trial
 from graft.studies.rungs import Progress
 from graft.studies.settings import Settings
 from graft.studies.shrinking import TOLERANCE, shrink_rung
-from graft.studies.shrinking_variants import (
-    prepared_trunk,
-    small_graph,
-    some_images,
-    variant_of,
+from graft.studies.shrinking_networks import (
+    TUNED,
+    Network,
+    network_of,
+    network_trained,
+    network_tuned,
     with_head,
 )
+from graft.studies.shrinking_students import student_geometry, taught_by
+from graft.studies.shrinking_variants import calibrated, variant_of
 
 SMALL_BUNDLE = "model-small.graft"
 UNLIMITED = 7 * 24 * 3600.0
 
 
 def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Fitted]:
-    """Thinned, quantised and fitted once more, on all development images.
+    """Trained, thinned, quantised and fitted once more, on all development images.
 
     What the packed model is held against is its own way out of the folds: the features that its graph puts out in ONNX
     Runtime, and the head in numpy.
@@ -54,16 +55,10 @@ def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Gener
         "progress", f"{trial.recipe.name}: fitting on all images", remaining_seconds=frame.remaining_seconds()
     )
     base = next(one for one in trials if one.recipe.name == trial.about["shrunk"]["base"])
-    pixels = open_pixels(frame.dataset, base.recipe.geometry, store=frame.store)
-    graph, _ = small_graph(prepared_trunk(frame, base), variant_of(trial), some_images(pixels, frame.rows))
-    features = outputs_of(graph, pixels, READING, threads=frame.compute.threads)
-    with threadpool_limits(1):
-        head = ridge.fit(
-            features[frame.rows],
-            frame.targets,
-            classes=frame.classes,
-            criterion=criterion(frame.settings.metric),
-        )
+    variant = variant_of(trial)
+    network = yield from _network_of_all(frame, base, variant.student, trials)
+    every = np.arange(len(frame.dataset))
+    graph, head, _, features = calibrated(frame, network, variant, frame.rows, every)
 
     def own_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
         return head.probabilities(outputs_of(graph, images, READING))
@@ -72,15 +67,45 @@ def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Gener
         return head.probabilities(features[rows])
 
     def embeddings(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
-        return ridge.unit(features[rows])
+        return ridge.unit(features[rows]) if head.unit_length else features[rows]
 
     return Fitted(
         with_head(graph, head).SerializeToString(),
-        base.recipe.geometry,
+        network.geometry,
         own_probabilities,
         probabilities,
         embeddings,
     )
+
+
+def _network_of_all(
+    frame: Frame, base: Trial, student: int, trials: Sequence[Trial]
+) -> Generator[Event, None, Network]:
+    """What the folds had each of their own, once more from all development images."""
+    network = yield from _trained_on_all(frame, base, trials)
+    if not student:
+        return network
+    trained, _ = yield from taught_by(
+        frame, base, network, student, rows=frame.rows, seed=999, text="the student, on all images"
+    )
+    return network_trained(frame, trained, student_geometry(base))
+
+
+def _trained_on_all(frame: Frame, base: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Network]:
+    if base.recipe.strategy in TUNED:
+        from graft.studies.finetuning import refitting_tuned
+
+        _, tuned = yield from refitting_tuned(frame, base, trials)
+        return network_tuned(frame, base, tuned)
+    if base.recipe.strategy == "scratch":
+        from graft.backbones.scratch import design
+        from graft.studies.rungs import training_settings
+        from graft.studies.scratching import refitting
+
+        made, geometry = design(frame.dataset, development=len(frame.rows))
+        trained = yield from refitting(frame, base, made, training_settings(frame))
+        return network_trained(frame, trained, geometry)
+    return network_of(frame, base, 0)
 
 
 def shrinking(

@@ -1,9 +1,9 @@
-"""One way to make a frozen network smaller, and what it is worth on the folds.
+"""One way to make a network smaller, and what it is worth on the folds.
 
-In: a frozen trial and a `Variant` of it: read at several depths up to some waist, inner channels taken out, 8-bit
-weights. Out: a trial like any other, every (recipe, fold) in the journal. Nothing of it is trained but the closed-form
-head. What is calibrated on images (thinning, 8 bits) is made for every fold anew from images that the fold learns from;
-the head is then fitted on what the smaller network itself puts out, and the held-out images are answered by it.
+In: a trial and a `Variant` of it: read at several depths up to some waist, inner channels taken out, 8-bit weights, or
+a student of it. Out: a trial like any other, every (recipe, fold) in the journal. What is calibrated on images (thinning,
+8 bits) is made for every fold anew from images that the fold learns from, and the held-out images are answered by it.
+The head of a frozen network is fitted on what the smaller one puts out; a trained network keeps its own.
 
 Cost: float variants read the pooled maps of all waists from the cache, one pass for all of them; the others take about
 10 s and a pass over all images per fold (one thread).
@@ -21,26 +21,29 @@ import numpy as np
 import onnx
 from jaxtyping import Float32, Int64
 from onnx import ModelProto
-from threadpoolctl import threadpool_limits
 
-from graft.backbones.graph import tap_output
 from graft.backbones.trunks import TrunkFile
 from graft.compute import cpu_name
-from graft.deploy.assemble import assembled
-from graft.deploy.quantise import outputs_of, prepared, quantised, spread
-from graft.deploy.reading import READING, depths, maps_of, read_at, read_together, waists, weights_of
+from graft.deploy.quantise import outputs_of, quantised, spread
+from graft.deploy.reading import READING, depths, maps_of, read_together, waists, weights_of
 from graft.deploy.thinning import thinned
+from graft.errors import BundleError
 from graft.images.pixels import open_pixels, pixels_key
 from graft.judging.cost import latency_ms
-from graft.learning import ridge
+from graft.learning.heads import Head, ridge_head
 from graft.store import content_key
 from graft.studies.beside import trunk_of_trial
 from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.kept_states import kept_trained
 from graft.studies.probe import LATENCY_THREADS, samples_of
 from graft.studies.recipe import Recipe
+from graft.studies.shrinking_networks import Network, network_of, network_trained, prepared_trunk, with_head
+from graft.studies.shrinking_students import STUDENT_VERSION, student_fold, student_geometry
 
 Precision = Literal["float32", "int8"]
-Kind = Literal["smaller input", "several depths", "8 bits", "fewer channels, 8 bits"]
+Kind = Literal[
+    "smaller input", "several depths", "8 bits", "fewer channels, 8 bits", "student", "student, 8 bits"
+]
 SMALLER = re.compile(r"@\d+px$")  # how the names of trials with smaller inputs end
 CALIBRATED_ON = 64
 THINNED_ON = 32
@@ -51,12 +54,14 @@ VERSION = 1
 class Variant:
     """`deepest`: the number of the last waist that is read, together with some below; None: the tap, as it was.
 
-    `share`: of the weights that stay; `precision` of what lies before the head.
+    `share`: of the weights that stay; `precision` of what lies before the head. `student`: the width of a small CNN that
+    learns from the network and takes its place; 0 for none.
     """
 
     deepest: int | None = None
     share: float = 1.0
     precision: Precision = "float32"
+    student: int = 0
 
     @property
     def calibrated(self) -> bool:
@@ -67,6 +72,7 @@ class Variant:
     def suffix(self) -> str:
         """What its name says of it."""
         parts = [
+            f"+student:{self.student}" if self.student else "",
             "" if self.deepest is None else f"+depths:{self.deepest}",
             "" if self.share == 1 else f"+thin:{round(100 * self.share)}",
             "" if self.precision == "float32" else f"+{self.precision}",
@@ -75,17 +81,24 @@ class Variant:
 
 
 def shrunk_recipe(base: Trial, variant: Variant) -> Recipe:
-    """The recipe of a variant of a frozen trial."""
-    return replace(
+    """The recipe of a variant of a trial that is frozen or was trained."""
+    made = replace(
         base.recipe,
         name=base.recipe.name + variant.suffix,
         strategy="shrunk",
-        settings=content_key("shrunk", VERSION, base.recipe.settings, asdict(variant)),
+        settings=content_key("shrunk", VERSION, base.recipe.strategy, base.recipe.settings, asdict(variant)),
+    )
+    if not variant.student:
+        return made
+    geometry = student_geometry(base)
+    settings = content_key(made.settings, base.recipe.key, STUDENT_VERSION)
+    return replace(
+        made, backbone="small_cnn", geometry=geometry, tap="head", cut="", look="plain", settings=settings
     )
 
 
 def variant_of(trial: Trial) -> Variant:
-    """The variant of a shrunk trial; of a frozen one, the network as it is."""
+    """The variant of a shrunk trial; of any other, the network as it is."""
     return Variant(**trial.about["shrunk"]["variant"]) if "shrunk" in trial.about else Variant()
 
 
@@ -93,26 +106,12 @@ def kind_of(trial: Trial) -> Kind | None:
     """Which step made it; None for what shrinking has not made."""
     if trial.recipe.strategy == "shrunk":
         variant = variant_of(trial)
+        if variant.student:
+            return "student, 8 bits" if variant.precision == "int8" else "student"
         if variant.share < 1:
             return "fewer channels, 8 bits"
         return "8 bits" if variant.precision == "int8" else "several depths"
     return "smaller input" if SMALLER.search(trial.recipe.name) else None
-
-
-def prepared_trunk(frame: Frame, trial: Trial) -> ModelProto:
-    """The trunk of a frozen trial up to its last tap, or to the trial's own, folded; kept in the cache."""
-    trunk = trunk_of_trial(frame, trial)
-    assert trunk.graph is not None
-    output = tap_output(trial.tap_index)
-    key = content_key("prepared.v1", trunk.key, output)
-    stored = frame.store.get(key)
-    if stored is None:
-        made = prepared(read_at(onnx.load(str(trunk.graph)), output), samples_of(frame, trunk.geometry))
-        with frame.store.writing(key) as place:
-            (place / "prepared.onnx").write_bytes(made.SerializeToString())
-        stored = frame.store.get(key)
-        assert stored is not None
-    return onnx.load(str(stored.file("prepared.onnx")))
 
 
 def small_graph(
@@ -133,11 +132,6 @@ def small_graph(
     return (model if variant.deepest is None else read_together(model)), weights
 
 
-def with_head(model: ModelProto, head: ridge.RidgeHead) -> ModelProto:
-    """The model of `small_graph` with its head."""
-    return assembled(model, READING, weight=head.weight, bias=head.bias, unit_length=True)
-
-
 def measuring(
     frame: Frame, base: Trial, variant: Variant, *, from_name: str
 ) -> Generator[Event, None, Trial | None]:
@@ -145,19 +139,21 @@ def measuring(
     recipe = shrunk_recipe(base, variant)
     known = {fold: frame.journal.fold(recipe.key, fold) for fold in range(frame.folds.count)}
     missing = [fold for fold, found in known.items() if found is None]
-    if missing:
-        model = prepared_trunk(frame, base)
-        if variant.deepest is not None and not 0 <= variant.deepest < len(waists(model)):
-            return None
-        measured = _calibrated_fold if variant.calibrated else _float_fold
-        for number, fold in enumerate(missing):
-            yield Event(
-                "progress", recipe.name, number, len(missing), remaining_seconds=frame.remaining_seconds()
-            )
-            begun = time.monotonic()
-            rows, facts = measured(frame, base, variant, model, fold)
-            facts |= {"name": recipe.name, "seconds": round(time.monotonic() - begun, 3)}
-            known[fold] = frame.journal.add_fold(recipe.key, fold, rows, facts), rows
+    if missing and variant.deepest is not None and variant.deepest >= len(waists(prepared_trunk(frame, base))):
+        return None
+    for number, fold in enumerate(missing):
+        yield Event(
+            "progress", recipe.name, number, len(missing), remaining_seconds=frame.remaining_seconds()
+        )
+        begun = time.monotonic()
+        if variant.calibrated:
+            rows, facts = _calibrated_fold(frame, base, variant, fold)
+        elif variant.student:
+            rows, facts = yield from student_fold(frame, base, variant.student, recipe, fold)
+        else:
+            rows, facts = _float_fold(frame, base, variant, fold)
+        facts |= {"name": recipe.name, "seconds": round(time.monotonic() - begun, 3)}
+        known[fold] = frame.journal.add_fold(recipe.key, fold, rows, facts), rows
     return _trial(frame, base, variant, recipe, known, from_name)
 
 
@@ -169,8 +165,10 @@ def _trial(
         probabilities[frame.held_out(fold)] = found[1]
     records = [found[0] for found in known.values()]
     priced = next((record for record in records if record["fold"] == 0), records[0])
+    taken = {"family": "small_cnn"} if variant.student else {}
     about = {
         **base.about,
+        **taken,
         "runner": "onnxruntime",
         "shrunk": {"variant": asdict(variant), "from": from_name, "base": base.recipe.name},
     }
@@ -184,47 +182,79 @@ def _trial(
         latency_ms=float(priced["latency_ms"]),
         knn=None,
         about=about,
+        curves=tuple({"fold": r["fold"], **r["curve"]} for r in records if "curve" in r),
     )
 
 
+def network_for(frame: Frame, base: Trial, variant: Variant, fold: int) -> Network:
+    """What is calibrated: the network of the fold, or its student. Raises BundleError where it was not kept."""
+    if not variant.student:
+        return network_of(frame, base, fold)
+    recipe = shrunk_recipe(base, Variant(student=variant.student))
+    trained = kept_trained(frame, recipe.key, fold)
+    if trained is None:
+        raise BundleError(f"the student of fold {fold + 1} was not kept")
+    return network_trained(frame, trained, recipe.geometry)
+
+
 def _calibrated_fold(
-    frame: Frame, base: Trial, variant: Variant, model: ModelProto, fold: int
+    frame: Frame, base: Trial, variant: Variant, fold: int
 ) -> tuple[Float32[np.ndarray, "f k"], dict[str, Any]]:
-    """Calibrate on what the fold learns from, fit the head on what comes out, answer what is held out."""
-    pixels = open_pixels(frame.dataset, base.recipe.geometry, store=frame.store)
+    """Calibrate on what the fold learns from, and answer what is held out."""
+    network = network_for(frame, base, variant, fold)
     learned, asked = frame.learned_from(fold), frame.held_out(fold)
-    graph, weights = small_graph(model, variant, some_images(pixels, learned))
-    features = outputs_of(graph, pixels, READING, threads=frame.compute.threads)
-    head = _head(frame, features, learned)
+    graph, head, weights, features = calibrated(frame, network, variant, learned, asked)
     packed = with_head(graph, head).SerializeToString()
     facts: dict[str, Any] = {"bytes": len(packed), "parameters": weights + head.weight.size + head.bias.size}
     if fold == 0:
         facts["latency_ms"] = latency_ms(packed, threads=LATENCY_THREADS, seconds=0.1)
     else:
         facts["latency_ms"] = 0.0  # told by the first fold: neighbours on the machine would make a difference
-    return head.probabilities(features[asked]), facts
+    return head.probabilities(features), facts
+
+
+def calibrated(
+    frame: Frame,
+    network: Network,
+    variant: Variant,
+    learned: Int64[np.ndarray, " m"],
+    asked: Int64[np.ndarray, " f"],
+) -> tuple[ModelProto, Head, int, Float32[np.ndarray, "f d"]]:
+    """The smaller graph made with images of `learned`, its head, its weights, and what it puts out for `asked`."""
+    pixels = open_pixels(frame.dataset, network.geometry, store=frame.store)
+    graph, weights = small_graph(network.model, variant, some_images(pixels, learned))
+    if network.head is not None:
+        return graph, network.head, weights, _read(frame, graph, pixels, asked)
+    features = outputs_of(graph, pixels, READING, threads=frame.compute.threads)
+    return graph, fitted_head(frame, features, learned), weights, features[asked]
+
+
+def _read(
+    frame: Frame, graph: ModelProto, pixels: np.ndarray, rows: Int64[np.ndarray, " m"]
+) -> Float32[np.ndarray, "m d"]:
+    return outputs_of(graph, np.array(pixels[rows]), READING, threads=frame.compute.threads)
 
 
 def _float_fold(
-    frame: Frame, base: Trial, variant: Variant, model: ModelProto, fold: int
+    frame: Frame, base: Trial, variant: Variant, fold: int
 ) -> tuple[Float32[np.ndarray, "f k"], dict[str, Any]]:
+    model = prepared_trunk(frame, base)
     features = _pooled(frame, base, model, variant)
     learned, asked = frame.learned_from(fold), frame.held_out(fold)
-    head = _head(frame, features, learned)
+    head = fitted_head(frame, features, learned)
     facts = float_costs(frame, base, variant, model, features.shape[1])
     return head.probabilities(features[asked]), dict(facts)
 
 
-def _head(
-    frame: Frame, features: Float32[np.ndarray, "n d"], rows: Int64[np.ndarray, " m"]
-) -> ridge.RidgeHead:
-    with threadpool_limits(1):
-        return ridge.fit(
-            features[rows],
-            frame.dataset.targets[rows],
-            classes=frame.classes,
-            criterion=criterion(frame.settings.metric),
-        )
+def fitted_head(frame: Frame, features: Float32[np.ndarray, "n d"], rows: Int64[np.ndarray, " m"]) -> Head:
+    """The closed-form head of these rows."""
+    return ridge_head(
+        features[rows],
+        frame.dataset.targets[rows],
+        classes=frame.classes,
+        balance="root",
+        criterion=criterion(frame.settings.metric),
+    )
 
 
 def some_images(pixels: np.ndarray, rows: Int64[np.ndarray, " m"]) -> np.ndarray:
@@ -291,7 +321,7 @@ def float_costs(
     if stored is None:
         graph, weights = small_graph(model, variant, np.zeros((0, 1, 1, 1), np.uint8))
         zeros = np.zeros((features, frame.classes), np.float32)
-        packed = with_head(graph, ridge.RidgeHead(zeros, zeros[0].copy(), 0.0, 0.0, 1.0)).SerializeToString()
+        packed = with_head(graph, Head(zeros, zeros[0].copy())).SerializeToString()
         facts = {
             "bytes": len(packed),
             "parameters": weights + zeros.size + frame.classes,

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import closing
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score
+from studies.made_trials import trial
 
-from graft.studies.thresholds import EVEN, Threshold, best_threshold, decided, found, sentence
+from graft.backbones.weights import Reach
+from graft.compute import Compute
+from graft.images.dataset import Dataset, ImageReference
+from graft.images.folds import Folds
+from graft.store import Store
+from graft.studies.frame import Frame
+from graft.studies.journal import Journal
+from graft.studies.settings import resolved
+from graft.studies.thresholds import (
+    EVEN,
+    Threshold,
+    adopted_thresholds,
+    best_threshold,
+    decided,
+    found,
+    sentence,
+    threshold_facts,
+)
 
 METRICS = {
     "macro_f1": lambda truth, said: f1_score(truth, said, average="macro", labels=[0, 1], zero_division=0.0),
@@ -109,3 +131,46 @@ def test_metrics_of_probabilities_have_none(metric: str) -> None:
 def test_few_images_have_none() -> None:
     probabilities, targets = drawn(60, rare=0.2, shift=0.0, seed=0)
     assert of(probabilities, targets) is None
+
+
+def test_what_is_adopted_goes_into_the_bundle_and_judges_the_test(tmp_path: Path) -> None:
+    probabilities, targets = drawn(700, rare=0.3, shift=-2.5, seed=0)
+    names = [f"{i}.jpg" for i in range(700)]
+    dataset = Dataset(
+        tmp_path / "photos",
+        tuple(ImageReference(tmp_path / name, name, f"{i:040x}") for i, name in enumerate(names)),
+        ("sound", "crack"),
+        targets,
+        np.arange(700),
+        ("train",) * 600 + ("test",) * 100,
+        np.full(700, 40),
+        np.full(700, 30),
+        np.zeros(700, bool),
+        (),
+    )
+    folds = np.concatenate([np.arange(600) % 5, np.full(100, -1)])
+    settings = resolved(dataset.root, out=tmp_path / "run")
+    with closing(Journal(tmp_path / "run")) as journal:
+        frame = Frame(
+            settings,
+            dataset,
+            Folds(folds, 5, "given", ()),
+            Store(tmp_path / "cache"),
+            Compute("cpu", False, 1),
+            None,
+            Reach(False, False),
+            journal,
+        )
+        chosen = trial("net/tap", probabilities[:600])
+        facts = threshold_facts(frame, chosen, probabilities[600:])
+        assert facts is not None and facts["adopted"] and facts["label"] == "crack"
+        assert adopted_thresholds(frame, chosen) == {"crack": facts["threshold"]}
+        said = probabilities[600:, 1] >= facts["threshold"]
+        assert facts["test"]["metrics"]["accuracy"] == pytest.approx(np.mean(said == targets[600:]))
+        low, high = facts["test"]["interval"]["macro_f1"]
+        assert low <= facts["test"]["metrics"]["macro_f1"] <= high
+        json.dumps(facts, allow_nan=False)
+        calm = trial("net/tap", drawn(700, rare=0.3, shift=0.0, seed=0)[0][:600])
+        assert adopted_thresholds(frame, calm) is None
+        told = threshold_facts(frame, calm, probabilities[600:])
+        assert told is not None and not told["adopted"] and told["test"] is None
