@@ -5,8 +5,7 @@
 
 Each set is measured up to four times on the same folds: frozen features with a ridge head and full fine-tuning (--freeze
 names first layers to keep), in colour and in grey; a set that is grey only in grey. What was published in 2017 stands below,
-with what its numbers are. Where the two counts of `only one right` are close, so are the networks, whatever the accuracies
-say.
+with what its numbers are. Where the two counts under `right` are close, so are the networks, whatever the accuracies say.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from sets import Missing, arguments, backbone_of, linked, parquet_part, source_o
 import graft
 
 SETS = ("hymenoptera", "dogs_vs_cats", "caltech101", "fashion_mnist")
-HEADER = ("set", "images", "folds", "input", "frozen (95 %)", "tuned (95 %)", "only one right", "seconds")
+HEADER = ("set", "images", "folds", "input", "frozen (95 %)", "tuned (95 %)", "right", "epochs", "seconds")
 PUBLISHED = """Published in 2017, not measured here: M. González-Fierro, "A Gentle Introduction to Transfer Learning for Image
 Classification": ResNet-18, 15 epochs, SGD with a rate of 0.001, four Tesla M60. Each number is the highest validation accuracy of
 any epoch of one run, without a test set; frozen heads learned at the whole network's rate, with batch normalisation in training
@@ -59,7 +58,8 @@ def only_one_right(tuned: dict[str, Any], frozen: dict[str, Any]) -> str:
 def line(name: str, kind: str, frozen: dict[str, Any], tuned: dict[str, Any]) -> list[str]:
     scores = [interval(frozen, "accuracy"), interval(tuned, "accuracy"), only_one_right(tuned, frozen)]
     times = f"{frozen['spent']:.0f} : {tuned['spent']:.0f}"
-    return [name, f"{frozen['images']}", f"{frozen['folds']}", kind, *scores, times]
+    epochs = ", ".join(map(str, tuned["best"]))
+    return [name, f"{frozen['images']}", f"{frozen['folds']}", kind, *scores, epochs, times]
 
 
 def compared(name: str, source: Path, options: argparse.Namespace, lines: list[list[str]]) -> None:
@@ -88,8 +88,9 @@ def compared(name: str, source: Path, options: argparse.Namespace, lines: list[l
         lines.append(line(name, kind, frozen, tuned))
         title = f"Freezing or fine-tuning, {asked['backbone']} at {frozen['size']} px"
         about = (
-            "Accuracy in percent. `only one right`: images that only the tuned and only the frozen network has right, out "
-            "of fold. `seconds`: processor seconds of the frozen and of the tuned run."
+            "Accuracy in percent. `right`: images that only the tuned and only the frozen network has right, out of fold. "
+            "`epochs`: the best one of each fold; 0 is the frozen network's head, because no epoch of tuning had a lower "
+            "log loss. `seconds`: processor seconds of the frozen and of the tuned run."
         )
         shown(page(title, [frozen], about, table(HEADER, lines), PUBLISHED), options.out)
 

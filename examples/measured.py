@@ -55,6 +55,7 @@ def told(result: graft.StudyResult) -> dict[str, Any]:
         "bytes": candidate["cost"]["bytes"],
         "f1": {row["class"]: row["f1"] for row in candidate["per_class"]},
         **{name: [candidate["metrics"][name], *candidate["interval"][name]] for name in SCORES},
+        "best": [curve["best_epoch"] for curve in candidate["curves"] or ()],
         "cpu": result.facts["environment"]["cpu"],
         "threads": result.facts["settings"]["threads"],
     }

@@ -342,7 +342,7 @@ def show_doctor(facts: Mapping[str, Any]) -> None:
     )
 
 
-def _bytes(size: float | None) -> str:
+def _bytes(size: int | float | None) -> str:
     if size is None:
         return "?"
     if size >= 1e9:

@@ -172,8 +172,12 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) inside `low` to `high`."""
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    wide = next(place for place, factor in enumerate((1, 2, 5, 10)) if factor * power >= raw * 0.999)
+    for factor in ((1, 2, 5, 10)[wide], (0.5, 1, 2, 5)[wide]):  # the next finer step where no tick lies inside
+        step = factor * power
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if first <= last:
+            break
     return [index * step for index in range(first, last + 1)]
 
 

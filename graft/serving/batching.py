@@ -25,6 +25,7 @@ from jaxtyping import Float32, UInt8
 from graft.serving.refusals import Busy
 
 Run = Callable[[np.ndarray], np.ndarray]
+Batch = list[tuple[np.ndarray, asyncio.Future[np.ndarray]]]
 
 
 class BatchQueue:
@@ -47,7 +48,8 @@ class BatchQueue:
         self._run, self._runner, self._observe = run, runner, observe
         self._room, self._most, self._abreast = room, most, abreast
         self._waiting: deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
+        self._working = 0
         self._seconds_per_image = 0.01
         self.admitted_images = 0
 
@@ -70,7 +72,8 @@ class BatchQueue:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[np.ndarray] = loop.create_future()
         self._waiting.append((pixels, future))
-        if len(self._tasks) < self._abreast:
+        if self._working < self._abreast:
+            self._working += 1
             task = loop.create_task(self._work())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -88,28 +91,37 @@ class BatchQueue:
             raise Busy(seconds)
 
     async def _work(self) -> None:
-        """Runs batches until nothing waits."""
-        loop = asyncio.get_running_loop()
-        # Requests whose pixels are ready in this same turn of the loop join the first batch.
-        await asyncio.sleep(0)
-        while batch := self._next():
-            pixels = np.stack([image for image, _ in batch])
-            self._observe(len(batch))
-            begin = time.monotonic()
-            try:
-                rows = await loop.run_in_executor(self._runner, self._run, pixels)
-            except Exception as error:  # noqa: BLE001 (each waiting request raises it again)
-                _fail(batch, error)
-                continue
-            taken = (time.monotonic() - begin) / len(batch) / self._abreast
-            self._seconds_per_image += 0.1 * (taken - self._seconds_per_image)
-            for (_, future), row in zip(batch, rows, strict=True):
-                if not future.done():
-                    future.set_result(row)
+        """Runs batches until nothing waits.
 
-    def _next(self) -> list[tuple[np.ndarray, asyncio.Future[np.ndarray]]]:
-        batch: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = []
-        idle = self._abreast - len(self._tasks) + 1
+        Nothing may come between the look at an empty queue and the count: whoever waits then would wait for ever.
+        """
+        try:
+            # Requests whose pixels are ready in this same turn of the loop join the first batch.
+            await asyncio.sleep(0)
+            while batch := self._next():
+                await self._answered(batch)
+        finally:
+            self._working -= 1
+
+    async def _answered(self, batch: Batch) -> None:
+        loop = asyncio.get_running_loop()
+        pixels = np.stack([image for image, _ in batch])
+        self._observe(len(batch))
+        begin = time.monotonic()
+        try:
+            rows = await loop.run_in_executor(self._runner, self._run, pixels)
+        except Exception as error:  # noqa: BLE001 (each waiting request raises it again)
+            _fail(batch, error)
+            return
+        taken = (time.monotonic() - begin) / len(batch) / self._abreast
+        self._seconds_per_image += 0.1 * (taken - self._seconds_per_image)
+        for (_, future), row in zip(batch, rows, strict=True):
+            if not future.done():
+                future.set_result(row)
+
+    def _next(self) -> Batch:
+        batch: Batch = []
+        idle = self._abreast - self._working + 1
         share = min(self._most, math.ceil(len(self._waiting) / idle))
         while self._waiting and len(batch) < share:
             image, future = self._waiting.popleft()
@@ -118,7 +130,7 @@ class BatchQueue:
         return batch
 
 
-def _fail(batch: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]], error: Exception) -> None:
+def _fail(batch: Batch, error: Exception) -> None:
     for _, future in batch:
         if not future.done():
             future.set_exception(error)

@@ -109,7 +109,7 @@ def _frozen_costs(frame: Frame, members: Sequence[Trial]) -> ModelCosts:
     return _of(stored.facts)
 
 
-def _measured(model: onnx.ModelProto) -> dict[str, float]:
+def _measured(model: onnx.ModelProto) -> dict[str, int | float]:
     content = model.SerializeToString()
     latency = latency_ms(content, threads=LATENCY_THREADS, seconds=0.06)
     return {"parameters": parameters(model), "bytes": len(content), "latency_ms": latency}

@@ -36,6 +36,9 @@ FEWER_DRAWS = 1_000
 MANY_IMAGES = 5_000
 TOLERANCE = 0.01  # what is tied may be so far behind, where the metric counts decisions: of 400 images, four
 WORTH_NAMING = 0.1  # a runner-up may be so much worse than the best, in points of the metric; not more
+SAME = (
+    1.1  # times the bytes and times the latency (which is timed) cost the same; then the better one is chosen
+)
 NEARLY = 1.001  # as near to the limits as the nearest, give or take the size of a name in the graph
 
 
@@ -122,7 +125,13 @@ def choose(
         differences[i] = paired(metric, said[i], said[best], targets, draws)
     ties = [i for i in eligible if _is_level(metric, differences[i])]
     sign = METRICS[metric].sign
-    chosen = min(ties, key=lambda i: (_cost(trials[i]), -sign * estimates[i].value, i))
+    cheapest = _cost(trials[min(ties, key=lambda i: _cost(trials[i]))])
+    cheap = [
+        i
+        for i in ties
+        if all(own <= SAME * least for own, least in zip(_cost(trials[i]), cheapest, strict=True))
+    ]
+    chosen = min(cheap, key=lambda i: (-sign * estimates[i].value, _cost(trials[i]), i))
     near = [i for i in eligible if sign * estimates[i].value >= sign * estimates[best].value - WORTH_NAMING]
     within = tuple(limits.excess(trial) <= 1 for trial in trials)
     return Choice(

@@ -37,7 +37,13 @@ from graft.studies.frame import Event, Frame, Trial
 from graft.studies.probe import heads_on_taps, priced, samples_of
 from graft.studies.rungs import Progress, Working, prepare, tell
 from graft.studies.shrinking_networks import TUNED, prepared_trunk
-from graft.studies.shrinking_students import STUDENT_VIEWS, VIEWS, WIDTHS, student_design, student_geometry
+from graft.studies.shrinking_students import (
+    STUDENT_VIEWS,
+    WIDTHS,
+    student_design,
+    student_geometry,
+    view_count,
+)
 from graft.studies.shrinking_told import full_size, score_of, signed, told_of
 from graft.studies.shrinking_variants import Variant, measuring, shrunk_recipe, variant_of
 
@@ -261,7 +267,11 @@ def _calibrated_cost(frame: Frame, trial: Trial) -> float:
 def _student_cost(frame: Frame, teacher: Trial, width: int) -> float:
     """A tuned teacher is asked in every fold, a frozen one once."""
     asked = 1 if _frozen(teacher) else frame.folds.count
-    views = len(frame.rows) * (1 + VIEWS) * (VIEW + _gmacs(frame, teacher) * SECONDS_PER_GMAC)
+    views = (
+        len(frame.rows)
+        * (1 + view_count(len(frame.rows), teacher))
+        * (VIEW + _gmacs(frame, teacher) * SECONDS_PER_GMAC)
+    )
     gmacs = student_design(frame, teacher, width).multiply_adds / 1e9
     return asked * views + frame.folds.count * STUDENT_VIEWS * gmacs * TRAINING_PER_GMAC
 

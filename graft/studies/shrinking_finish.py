@@ -10,6 +10,7 @@ Not covered: runs of `graft train`, whose single recipe is no study.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from threading import Event as Flag
@@ -42,7 +43,6 @@ from graft.studies.shrinking_students import student_geometry, taught_by
 from graft.studies.shrinking_variants import calibrated, variant_of
 
 SMALL_BUNDLE = "model-small.graft"
-UNLIMITED = 7 * 24 * 3600.0
 
 
 def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Fitted]:
@@ -137,15 +137,19 @@ def shrinking(
 
 
 def settings_of(run: Path) -> tuple[Settings, str]:
-    """The settings of the study in a run folder, without an end of its budget, and the command that made it."""
+    """The settings of the study in a run folder, and the command that made it.
+
+    Its budget stays what it was: how long the small CNN was trained follows from it, and what the study had no time for is
+    not caught up with here.
+    """
     try:
         written = json.loads((run / results.RUN).read_text(encoding="utf-8"))
         facts, asked = written["settings"], written["settings"]["asked"]
-        limits = facts["limits"]
+        limits, budget = facts["limits"], facts["budget_seconds"]
         settings = Settings(
             source=Path(asked["source"]),
             out=run,
-            budget_seconds=UNLIMITED,
+            budget_seconds=math.inf if budget is None else float(budget),
             weights=Path(facts["weights"]) if facts["weights"] else None,
             backbones=tuple(facts["backbones"]),
             folds=asked["folds"],

@@ -7,7 +7,9 @@ teacher's geometry and brought to the student's size, so that both see the same;
 trunk puts out for them, are made once for all folds, and kept in the cache.
 
 Cost: a pass of the teacher over all views (of a tuned one, in each fold), and `STUDENT_VIEWS` views of the student in each
-fold: half a minute at width 16 on one core. Not covered: more than `SPACE` bytes of views, for which fewer are made.
+fold. Where that would be more than `SPACE` bytes, or more than a student sees, fewer views are made.
+
+Not covered: students that start from ImageNet; teachers that are several networks.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ WIDTHS = (16, 8)  # 0.9 and 0.25 MB; a quarter of it in 8 bits
 SIZE = 96
 VIEWS = 8
 STUDENT_VIEWS = 40_000
-SPACE = 10**9
+SPACE = 4 * 10**8
 BLOCK = 16
 STUDENT_VERSION = 1
 
@@ -146,7 +148,7 @@ def _views(
         pixels_key(frame.dataset, base.recipe.geometry),
         student_geometry(base).key,
         augmentation.content(),
-        _count(len(asked), base),
+        view_count(len(asked), base),
         frame.settings.seed,
         asked.tolist(),
         hashlib.sha256(network.model.SerializeToString()).hexdigest(),
@@ -173,7 +175,7 @@ def _made_views(
     geometry = student_geometry(base)
     large = open_pixels(frame.dataset, base.recipe.geometry, store=frame.store)
     small = open_pixels(frame.dataset, geometry, store=frame.store)
-    count = _count(len(rows), base)
+    count = view_count(len(rows), base)
     views = np.empty((len(rows), 1 + count, *small.shape[1:]), np.uint8)
     features = []
     for begin in range(0, len(rows), BLOCK):
@@ -200,8 +202,8 @@ def _bytes(images: Any) -> UInt8[np.ndarray, "n h w c"]:
     return np.ascontiguousarray(found.astype(np.uint8))
 
 
-def _count(images: int, base: Trial) -> int:
-    """How many views beside the image itself."""
+def view_count(images: int, base: Trial) -> int:
+    """How many views are made of each of so many images, beside the image itself."""
     geometry = student_geometry(base)
     each = geometry.channels * geometry.size**2
-    return max(1, min(VIEWS, SPACE // max(1, images * each) - 1))
+    return max(1, min(VIEWS, STUDENT_VIEWS // max(1, images), SPACE // max(1, images * each) - 1))

@@ -139,7 +139,11 @@ def measuring(
     recipe = shrunk_recipe(base, variant)
     known = {fold: frame.journal.fold(recipe.key, fold) for fold in range(frame.folds.count)}
     missing = [fold for fold, found in known.items() if found is None]
-    if missing and variant.deepest is not None and variant.deepest >= len(waists(prepared_trunk(frame, base))):
+    if (
+        missing
+        and variant.deepest is not None
+        and variant.deepest >= len(waists(prepared_trunk(frame, base)))
+    ):
         return None
     for number, fold in enumerate(missing):
         yield Event(

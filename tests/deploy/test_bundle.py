@@ -389,4 +389,5 @@ def test_the_graph_is_one_file_with_its_contract_inside(made: Path) -> None:
     session = onnxruntime.InferenceSession((made / "model.onnx").read_bytes())
     assert [(one.name, one.type) for one in session.get_inputs()] == [("image", "tensor(uint8)")]
     assert [one.name for one in session.get_outputs()] == ["probabilities", "embedding", "activation"]
-    assert sorted(path.name for path in made.iterdir()) == ["bundle.json", "card.md", "model.onnx"]
+    parts = ["bundle.json", "card.md", "labels.txt", "model.onnx", "preprocess.onnx"]
+    assert sorted(path.name for path in made.iterdir()) == parts

@@ -18,7 +18,7 @@ import graft
 from graft import cli
 from graft.deploy.conversion import is_int8
 from graft.errors import RunError, SettingsError
-from graft.studies import shrinking
+from graft.studies import shrinking, shrinking_students
 from graft.studies.choice import Limits
 from graft.studies.shrinking import Purse
 from graft.studies.shrinking_finish import pick, settings_of
@@ -151,6 +151,47 @@ def test_a_finished_study_gets_a_small_bundle(
     assert cli.main(["shrink", str(run), "--max-size", "1kB"]) == 0
     assert "Nothing within the tolerance meets the limits" in capsys.readouterr().out
     assert 'id="shrink"' in (run / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_what_was_tuned_gets_8_bits_and_students(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shrinking, "MOST_DEPTHS", 0)
+    monkeypatch.setattr(shrinking, "THIN_SHARES", ())
+    monkeypatch.setattr(shrinking, "SMALLER_INPUTS", ())
+    monkeypatch.setattr(shrinking, "WIDTHS", (8,))
+    monkeypatch.setattr(shrinking, "_worth_quantising", lambda *_: [])
+    monkeypatch.setattr(shrinking_students, "STUDENT_VIEWS", 400)
+    monkeypatch.setattr(shrinking_students, "VIEWS", 2)
+    photos = stripes(tmp_path / "photos", each=12)
+    weights = weights_folder(tmp_path / "weights", ("test_resnet",))
+    run = tmp_path / "run"
+    graft.study(
+        photos, out=run, weights=weights, only="finetuned", folds=2, fit="squash", backbones="test_resnet"
+    )
+    asked = (run / "run.json").read_bytes()
+    tuned = list((run / "trials").glob("*.tuned.safetensors"))
+    assert tuned and not list((run / "trials").glob("*.tune.safetensors"))
+    result = graft.shrink(run, tolerance=0.5)
+    facts = result.facts["shrink"]
+    assert problems(result.facts) == [] and json.loads(asked)["settings"]["budget_seconds"] == 600
+    assert json.loads((run / "run.json").read_bytes())["settings"] == json.loads(asked)["settings"]
+    assert set(tuned) <= set((run / "trials").glob("*.tuned.safetensors"))
+    made = {step["kind"]: step for step in facts["steps"]}
+    assert set(made) == {"8 bits", "student", "student, 8 bits"}
+    assert made["8 bits"]["from"] in {
+        r["id"] for r in result.facts["candidates"] if r["strategy"] != "frozen"
+    }
+    assert made["8 bits"]["bytes_share"] < 0.7 and made["student, 8 bits"]["bytes_share"] < 0.7
+    assert made["student"]["bytes"] < 300_000
+    small = graft.load(run / "model-small.graft")
+    chosen = next(row for row in result.facts["candidates"] if row["id"] == facts["choice"])
+    assert small.facts["recipe"] == chosen["recipe"] and chosen["strategy"] == "shrunk"
+    lines = (run / "journal.jsonl").read_bytes().count(b'"kind": "fold"')
+    again = graft.shrink(run, tolerance=0.5)
+    assert again.facts["shrink"]["steps"] == facts["steps"]
+    assert (run / "journal.jsonl").read_bytes().count(b'"kind": "fold"') == lines
 
 
 def _answers(bundle: Any, photos: Path) -> list[tuple[Any, Path]]:

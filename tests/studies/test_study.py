@@ -65,7 +65,9 @@ def test_the_run_folder_holds_what_is_promised(frozen: tuple[Path, graft.StudyRe
         "predictions.parquet",
         "report.html",
     } <= names
-    assert {path.name for path in result.bundle().iterdir()} == {"model.onnx", "bundle.json", "card.md"}
+    assert {path.name for path in result.bundle().iterdir()} == {
+        *("model.onnx", "preprocess.onnx", "unknown.onnx", "bundle.json", "labels.txt", "card.md"),
+    }
     assert result.report().stat().st_size < 3_000_000
 
 
