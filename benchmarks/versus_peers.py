@@ -232,7 +232,9 @@ def targets(row: Mapping[str, Any]) -> list[Target]:
         ),
     ]
     rates = row["epochs"]
-    found += [
+    if "graft_full" not in rates:  # measured before this was
+        return found
+    return found + [
         Target(
             f"{name}: last stages, times faster per epoch than fastai's frozen epoch",
             rates["graft_last_stages"] / rates["fastai_frozen"],
@@ -246,7 +248,6 @@ def targets(row: Mapping[str, Any]) -> list[Target]:
             1.8,
         ),
     ]
-    return found
 
 
 if __name__ == "__main__":
