@@ -218,7 +218,9 @@ def shrinking_run(
     from graft.studies.shrinking_finish import shrinking
 
     if not 0 <= tolerance <= 0.5:
-        raise SettingsError(f"--tolerance {tolerance:g}: give a number from 0 to 0.5, such as 0.01 for one point.")
+        raise SettingsError(
+            f"--tolerance {tolerance:g}: give a number from 0 to 0.5, such as 0.01 for one point."
+        )
     result = yield from shrinking(
         Path(run),
         tolerance=tolerance,

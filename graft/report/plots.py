@@ -173,7 +173,10 @@ def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     raw = (high - low) / about
     power = 10.0 ** math.floor(math.log10(raw))
     wide = next(place for place, factor in enumerate((1, 2, 5, 10)) if factor * power >= raw * 0.999)
-    for factor in ((1, 2, 5, 10)[wide], (0.5, 1, 2, 5)[wide]):  # the next finer step where no tick lies inside
+    for factor in (
+        (1, 2, 5, 10)[wide],
+        (0.5, 1, 2, 5)[wide],
+    ):  # the next finer step where no tick lies inside
         step = factor * power
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
         if first <= last:

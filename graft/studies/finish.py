@@ -200,6 +200,4 @@ def packing(
 
 
 def _known(frame: Frame, trial: Trial, fitted: Fitted) -> Knowing:
-    return knowing(
-        frame, trial, model=fitted.model, geometry=fitted.geometry, features=fitted.embeddings
-    )
+    return knowing(frame, trial, model=fitted.model, geometry=fitted.geometry, features=fitted.embeddings)

@@ -152,7 +152,9 @@ def _candidate(
         own, groups_own = draws, groups
     else:
         groups_own = groups[done]
-        own = draw_weights(targets, groups_own, draws=DRAWS, seed=frame.settings.seed) if done.any() else draws
+        own = (
+            draw_weights(targets, groups_own, draws=DRAWS, seed=frame.settings.seed) if done.any() else draws
+        )
     intervals = {
         name: _pair(
             known

@@ -110,9 +110,7 @@ def _climb(
     return (yield from ending(frame, done, command))
 
 
-def _rungs(
-    frame: Frame, planned: Plan, done: Progress, ahead: Ahead, *, alone: bool
-) -> Iterator[Working]:
+def _rungs(frame: Frame, planned: Plan, done: Progress, ahead: Ahead, *, alone: bool) -> Iterator[Working]:
     """What is measured, in order. `alone`: nobody goes on from the candidates but the choice.
 
     `--only frozen` is the quick answer: every backbone at every tap, and nothing else.

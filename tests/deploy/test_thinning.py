@@ -47,7 +47,9 @@ def test_the_input_that_says_nothing_new_goes_first_and_errors_grow() -> None:
 def test_waists_are_where_one_tensor_carries_everything() -> None:
     model = prepared(mobile(), images(4))
     found = waists(model)
-    assert len(found) == 3  # after the stem, where the shortcut ends, and at the end; none beside the shortcut
+    assert (
+        len(found) == 3
+    )  # after the stem, where the shortcut ends, and at the end; none beside the shortcut
     assert found[0].weights < found[1].weights < found[2].weights <= weights_of(model)
 
 

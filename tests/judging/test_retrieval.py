@@ -31,4 +31,9 @@ def test_it_is_scikit_learns_average_precision(seed: int, classes: int) -> None:
 def test_well_separated_classes_are_found_at_once() -> None:
     gallery = np.repeat(np.eye(3), 4, axis=0)
     labels = np.repeat(np.arange(3), 4)
-    assert mean_average_precision(gallery, labels, np.eye(3), np.arange(3), classes=4) == [1.0, 1.0, 1.0, None]
+    assert mean_average_precision(gallery, labels, np.eye(3), np.arange(3), classes=4) == [
+        1.0,
+        1.0,
+        1.0,
+        None,
+    ]
