@@ -112,7 +112,7 @@ def shrink_rung(
 
 def _trained_candidates(frame: Frame, trials: Sequence[Trial]) -> list[Trial]:
     """What was fine-tuned or trained from scratch: the best, and those that nothing smaller is better than."""
-    trained = [t for t in trials if t.recipe.strategy in TRAINED and t.complete and t.model_bytes is not None]
+    trained = [trial for trial in trials if _trained(trial)]
     front = _front(trained, lambda trial: signed(frame, trial))
     ordered = sorted(trained, key=lambda trial: -signed(frame, trial))
     return list({trial.recipe.key: trial for trial in [*ordered[:1], *reversed(front)]}.values())[
@@ -121,11 +121,11 @@ def _trained_candidates(frame: Frame, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _students(frame: Frame, done: Progress, purse: Purse) -> Working:
-    """Small CNNs that learn from the best frozen or fine-tuned network, each brought to 8 bits, too."""
+    """Small CNNs that learn from the best network in float32, each brought to 8 bits, too."""
     teachers = [
         trial
         for trial in done.trials
-        if trial.recipe.strategy in ("frozen", *TUNED) and trial.complete and trial.model_bytes is not None
+        if _frozen(trial) or _float(trial) or (_trained(trial) and trial.recipe.strategy != "scratch")
     ]
     teacher = max(teachers, key=lambda trial: signed(frame, trial), default=None)
     if teacher is None:
@@ -133,13 +133,13 @@ def _students(frame: Frame, done: Progress, purse: Purse) -> Working:
     for width in WIDTHS:
         if not purse.pays(_student_cost(frame, teacher, width)):
             continue
+        variant = replace(variant_of(teacher), student=width)
         yield from prepare(frame, [student_geometry(teacher)])
-        yield from _measured(frame, done, teacher, Variant(student=width))
-        made = next(
-            (t for t in done.trials if t.recipe == shrunk_recipe(teacher, Variant(student=width))), None
-        )
+        yield from _measured(frame, done, teacher, variant)
+        recipe = shrunk_recipe(_origin(done.trials, teacher), variant)
+        made = next((trial for trial in done.trials if trial.recipe == recipe), None)
         if made is not None and purse.pays(_calibrated_cost(frame, made)):
-            yield from _measured(frame, done, made, Variant(student=width, precision="int8"))
+            yield from _measured(frame, done, made, replace(variant, precision="int8"))
 
 
 def _smaller_inputs(frame: Frame, done: Progress, best: Trial, purse: Purse) -> Working:
@@ -266,7 +266,7 @@ def _calibrated_cost(frame: Frame, trial: Trial) -> float:
 
 def _student_cost(frame: Frame, teacher: Trial, width: int) -> float:
     """A tuned teacher is asked in every fold, a frozen one once."""
-    asked = 1 if _frozen(teacher) else frame.folds.count
+    asked = frame.folds.count if _trained(teacher) else 1
     views = (
         len(frame.rows)
         * (1 + view_count(len(frame.rows), teacher))
@@ -288,11 +288,16 @@ def _frozen(trial: Trial) -> bool:
     return trial.recipe.strategy == "frozen" and trial.complete and trial.model_bytes is not None
 
 
+def _trained(trial: Trial) -> bool:
+    return trial.recipe.strategy in TRAINED and trial.complete and trial.model_bytes is not None
+
+
 def _float(trial: Trial) -> bool:
     return (
         trial.recipe.strategy == "shrunk"
         and trial.complete
         and variant_of(trial).deepest is not None
+        and not variant_of(trial).student
         and not variant_of(trial).calibrated
     )
 

@@ -40,7 +40,7 @@ from graft.studies.shrinking_networks import (
     with_head,
 )
 from graft.studies.shrinking_students import student_geometry, taught_by
-from graft.studies.shrinking_variants import calibrated, variant_of
+from graft.studies.shrinking_variants import Variant, calibrated, teacher_of, variant_of
 
 SMALL_BUNDLE = "model-small.graft"
 
@@ -56,7 +56,7 @@ def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Gener
     )
     base = next(one for one in trials if one.recipe.name == trial.about["shrunk"]["base"])
     variant = variant_of(trial)
-    network = yield from _network_of_all(frame, base, variant.student, trials)
+    network = yield from _network_of_all(frame, base, variant, trials)
     every = np.arange(len(frame.dataset))
     graph, head, _, features = calibrated(frame, network, variant, frame.rows, every)
 
@@ -79,14 +79,15 @@ def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Gener
 
 
 def _network_of_all(
-    frame: Frame, base: Trial, student: int, trials: Sequence[Trial]
+    frame: Frame, base: Trial, variant: Variant, trials: Sequence[Trial]
 ) -> Generator[Event, None, Network]:
     """What the folds had each of their own, once more from all development images."""
     network = yield from _trained_on_all(frame, base, trials)
-    if not student:
+    if not variant.student:
         return network
+    teacher = teacher_of(network, variant)
     trained, _ = yield from taught_by(
-        frame, base, network, student, rows=frame.rows, seed=999, text="the student, on all images"
+        frame, base, teacher, variant.student, rows=frame.rows, seed=999, text="the student, on all images"
     )
     return network_trained(frame, trained, student_geometry(base))
 
@@ -219,6 +220,7 @@ def _fitted_small(frame: Frame, done: Progress, trial: Trial) -> Generator[Event
 def pick(told: dict[str, Any], by_name: dict[str, Trial], limits: Limits) -> tuple[Trial, str]:
     """The smallest candidate within the tolerance and the limits, and a sentence where nothing is.
 
+    Where smaller models are better than the reference, the tolerance counts from the best of them, if the limits allow.
     Then it is the one nearest to the limits among those within the tolerance or, without limits, the reference itself.
     """
     floor = told["reference"]["score"]
@@ -230,7 +232,10 @@ def pick(told: dict[str, Any], by_name: dict[str, Trial], limits: Limits) -> tup
     ]
     within = [trial for trial in good if limits.excess(trial) <= 1]
     if within:
-        return min(within, key=lambda t: (t.model_bytes or 0, t.latency_ms or 0.0)), ""
+        scores = {point["id"]: sign * point["score"] for point in told["curve"]}
+        top = max(scores[trial.recipe.name] for trial in good)
+        near = [trial for trial in within if top - scores[trial.recipe.name] <= told["tolerance"]]
+        return min(near or within, key=lambda t: (t.model_bytes or 0, t.latency_ms or 0.0)), ""
     nearest = min(good, key=limits.excess)
     size, latency = megabytes(nearest.model_bytes or 0), nearest.latency_ms or 0.0
     return nearest, (

@@ -1,6 +1,6 @@
 """Students: a small CNN that learns what the best network says, and takes its place.
 
-In: the best trial (frozen or fine-tuned), the width of the student, a fold. Out: the student's answers for the held-out
+In: the best trial (frozen, read at several depths, or fine-tuned), its network on a fold, the width of the student. Out: the student's answers for the held-out
 images; its weights are kept (`graft.studies.kept_states`), so that it can be brought to 8 bits. The teacher is that of the
 fold: it has seen no image that the student is asked about. Every image has `VIEWS` views beside itself, made in the
 teacher's geometry and brought to the student's size, so that both see the same; they, and what a frozen teacher's
@@ -32,7 +32,7 @@ from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.kept_states import keep_trained
 from graft.studies.recipe import Recipe
 from graft.studies.rungs import prepare
-from graft.studies.shrinking_networks import Network, network_of
+from graft.studies.shrinking_networks import Network
 
 if TYPE_CHECKING:
     from graft.backbones.scratch import ScratchDesign
@@ -65,16 +65,15 @@ def student_design(frame: Frame, base: Trial, width: int) -> ScratchDesign:
 
 
 def student_fold(
-    frame: Frame, base: Trial, width: int, recipe: Recipe, fold: int
+    frame: Frame, base: Trial, teacher: Network, width: int, recipe: Recipe, fold: int
 ) -> Generator[Event, None, tuple[Float32[np.ndarray, "f k"], dict[str, Any]]]:
     """Train the student of a fold, keep its weights, and answer the held-out images."""
     from graft.learning.trained import predict
     from graft.studies.scratching import scratch_costs
 
-    network = network_of(frame, base, fold)
     text = f"{recipe.name}, fold {fold + 1} of {frame.folds.count}"
     trained, curve = yield from taught_by(
-        frame, base, network, width, rows=frame.learned_from(fold), seed=fold, text=text
+        frame, base, teacher, width, rows=frame.learned_from(fold), seed=fold, text=text
     )
     keep_trained(frame, recipe.key, fold, trained)
     pixels = open_pixels(frame.dataset, recipe.geometry, store=frame.store)

@@ -27,7 +27,11 @@ def told_of(frame: Frame, trials: Sequence[Trial], *, tolerance: float) -> dict[
     )
     steps = [dict(step) for step in _steps(frame, trials, reference, tolerance)]
     accepted = [step for step in steps if step["accepted"]]
-    smallest = min(accepted, key=lambda step: step["bytes"], default=None)
+    sign = METRICS[frame.settings.metric].sign
+    by_name = {trial.recipe.name: trial for trial in trials}
+    best = max([reference, *(by_name[step["id"]] for step in accepted)], key=lambda t: signed(frame, t))
+    near = [step for step in accepted if sign * (score_of(frame, best) - step["score"]) <= tolerance]
+    smallest = min(near, key=lambda step: step["bytes"], default=None)
     return {
         "metric": frame.settings.metric,
         "tolerance": tolerance,
@@ -50,7 +54,7 @@ def told_of(frame: Frame, trials: Sequence[Trial], *, tolerance: float) -> dict[
             for trial in sorted(trials, key=lambda t: t.model_bytes or 0)
             if trial.complete and trial.model_bytes is not None and trial.recipe.strategy != "random"
         ],
-        "sentence": _sentence(frame, reference, smallest, len(steps), tolerance),
+        "sentence": _sentence(frame, best, smallest, len(steps), tolerance),
     }
 
 

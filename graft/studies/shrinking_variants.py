@@ -52,7 +52,8 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`deepest`: the number of the last waist that is read, together with some below; None: the tap, as it was.
+    """`deepest`: the number of the last waist that is read, together with some below (by a student: by its teacher); None:
+    the tap, as it was.
 
     `share`: of the weights that stay; `precision` of what lies before the head. `student`: the width of a small CNN that
     learns from the network and takes its place; 0 for none.
@@ -72,8 +73,8 @@ class Variant:
     def suffix(self) -> str:
         """What its name says of it."""
         parts = [
-            f"+student:{self.student}" if self.student else "",
             "" if self.deepest is None else f"+depths:{self.deepest}",
+            f"+student:{self.student}" if self.student else "",
             "" if self.share == 1 else f"+thin:{round(100 * self.share)}",
             "" if self.precision == "float32" else f"+{self.precision}",
         ]
@@ -153,7 +154,8 @@ def measuring(
         if variant.calibrated:
             rows, facts = _calibrated_fold(frame, base, variant, fold)
         elif variant.student:
-            rows, facts = yield from student_fold(frame, base, variant.student, recipe, fold)
+            teacher = teacher_of(network_of(frame, base, fold), variant)
+            rows, facts = yield from student_fold(frame, base, teacher, variant.student, recipe, fold)
         else:
             rows, facts = _float_fold(frame, base, variant, fold)
         facts |= {"name": recipe.name, "seconds": round(time.monotonic() - begun, 3)}
@@ -194,11 +196,21 @@ def network_for(frame: Frame, base: Trial, variant: Variant, fold: int) -> Netwo
     """What is calibrated: the network of the fold, or its student. Raises BundleError where it was not kept."""
     if not variant.student:
         return network_of(frame, base, fold)
-    recipe = shrunk_recipe(base, Variant(student=variant.student))
+    recipe = shrunk_recipe(base, replace(variant, precision="float32"))
     trained = kept_trained(frame, recipe.key, fold)
     if trained is None:
         raise BundleError(f"the student of fold {fold + 1} was not kept")
     return network_trained(frame, trained, recipe.geometry)
+
+
+def teacher_of(network: Network, variant: Variant) -> Network:
+    """What a student learns from: the network as it is, or read at several depths."""
+    if variant.deepest is None:
+        return network
+    together, _ = small_graph(
+        network.model, Variant(deepest=variant.deepest), np.zeros((0, 1, 1, 1), np.uint8)
+    )
+    return replace(network, model=together)
 
 
 def _calibrated_fold(
@@ -226,7 +238,8 @@ def calibrated(
 ) -> tuple[ModelProto, Head, int, Float32[np.ndarray, "f d"]]:
     """The smaller graph made with images of `learned`, its head, its weights, and what it puts out for `asked`."""
     pixels = open_pixels(frame.dataset, network.geometry, store=frame.store)
-    graph, weights = small_graph(network.model, variant, some_images(pixels, learned))
+    made = replace(variant, deepest=None) if variant.student else variant
+    graph, weights = small_graph(network.model, made, some_images(pixels, learned))
     if network.head is not None:
         return graph, network.head, weights, _read(frame, graph, pixels, asked)
     features = outputs_of(graph, pixels, READING, threads=frame.compute.threads)

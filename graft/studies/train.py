@@ -90,6 +90,13 @@ def _trained(
     yield Event("stage", f"Training {candidate.recipe.name} on {frame.folds.count} folds")
     yield from _told_before(frame, candidate, done, preview=settings.preview)
     yield from measuring(work, done)
+    kept = [curve["best_epoch"] for trial in done.trials for curve in trial.curves]
+    if kept and not any(kept):
+        yield from tell(
+            done,
+            "No epoch of any fold was better than the head it began with, so this is the frozen network. Give more "
+            "--epochs or --patience, or a lower --freeze.",
+        )
     done.reasons[candidate.entry.name] = "named"
     done.extras |= {
         "recipe": json.loads(text_of(settings.page)),

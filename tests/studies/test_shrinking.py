@@ -61,6 +61,14 @@ def test_the_smallest_within_the_tolerance_is_picked() -> None:
     assert pick(told(*points), trials, Limits(max_bytes=1_000_000))[1] == ""
 
 
+def test_the_tolerance_counts_from_what_is_better_than_the_reference() -> None:
+    names = {"full/x": 9_000_000, "deep/x": 900_000, "low/x": 800_000}
+    trials = {name: made(name, size) for name, size in names.items()}
+    points = [point("low/x", 0.895, 1), point("deep/x", 0.95, 2), point("full/x", 0.9, 3)]
+    assert pick(told(*points), trials, Limits())[0].recipe.name == "deep/x"
+    assert pick(told(*points), trials, Limits(max_bytes=850_000))[0].recipe.name == "low/x"
+
+
 def test_where_nothing_meets_the_limits_the_nearest_is_named() -> None:
     trials = {"full/x": made("full/x", 9_000_000), "mid/x": made("mid/x", 800_000)}
     points = [point("mid/x", 0.895, 2), point("full/x", 0.9, 3)]
@@ -73,6 +81,9 @@ def test_kinds_and_names_follow_from_the_variant() -> None:
     assert kind_of(made("a/b@128px", 1)) == "smaller input"
     assert kind_of(made("a/b", 1, precision="int8")) == "8 bits"
     assert kind_of(made("a/b", 1, share=0.5, precision="int8")) == "fewer channels, 8 bits"
+    student = made("a/b", 1, deepest=4, student=8, precision="int8")
+    assert kind_of(student) == "student, 8 bits" and student.recipe.backbone == "small_cnn"
+    assert student.recipe.name == "a/b+depths:4+student:8+int8" and student.recipe.geometry.size == 32
     deep = made("a/b", 1, deepest=4)
     assert kind_of(deep) == "several depths" and deep.recipe.name == "a/b+depths:4"
     assert variant_of(deep) == Variant(deepest=4) and not variant_of(deep).calibrated
@@ -125,6 +136,9 @@ def test_a_finished_study_gets_a_small_bundle(
     monkeypatch.setattr(shrinking, "MOST_DEPTHS", 2)
     monkeypatch.setattr(shrinking, "THIN_SHARES", (0.6,))
     monkeypatch.setattr(shrinking, "SMALLER_INPUTS", (96,))
+    monkeypatch.setattr(shrinking, "WIDTHS", (8,))
+    monkeypatch.setattr(shrinking_students, "STUDENT_VIEWS", 200)
+    monkeypatch.setattr(shrinking_students, "VIEWS", 1)
     photos = stripes(tmp_path / "photos", each=24)
     weights = weights_folder(tmp_path / "weights", ("test_resnet",))
     run = tmp_path / "run"
@@ -134,7 +148,7 @@ def test_a_finished_study_gets_a_small_bundle(
     result = graft.shrink(run, tolerance=0.2)
     facts = result.facts["shrink"]
     assert problems(result.facts) == []
-    assert {step["kind"] for step in facts["steps"]} >= {"several depths", "8 bits"}
+    assert {step["kind"] for step in facts["steps"]} >= {"several depths", "8 bits", "student"}
     assert (run / "model.graft" / "model.onnx").read_bytes() == before
     assert old < {row["id"] for row in result.facts["candidates"]}
     small = graft.load(run / "model-small.graft")
