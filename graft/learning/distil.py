@@ -7,7 +7,7 @@ softened answers (temperature T, Hinton et al. 2015, arXiv 1503.02531) and with 
 class are made on top of the kept views. AdamW, warm-up, cosine and averaged weights; no row is kept back, because the
 teacher's answers leave little to learn by heart. How long it learns is a number of views, not a time.
 
-Cost: three forward passes per view: about 1,000 views of 96 px a second and core at width 16.
+Cost: three forward passes per view: at least 900 views of 96 px a second and core at width 16 with bfloat16.
 Not covered: a teacher asked while the student learns; students that start from ImageNet.
 """
 
