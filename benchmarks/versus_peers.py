@@ -234,7 +234,21 @@ def targets(row: Mapping[str, Any]) -> list[Target]:
     rates = row["epochs"]
     if "graft_full" not in rates:  # measured before this was
         return found
-    return [*found, Target(f"{name}: last stages, times faster per epoch than fastai's frozen epoch", rates["graft_last_stages"] / rates["fastai_frozen"], "at least", 5.0), Target(f"{name}: full fine-tuning, times faster per epoch than fastai's", rates["graft_full"] / rates["fastai_full"], "at least", 1.8)]
+    return [
+        *found,
+        Target(
+            f"{name}: last stages, times faster per epoch than fastai's frozen epoch",
+            rates["graft_last_stages"] / rates["fastai_frozen"],
+            "at least",
+            5.0,
+        ),
+        Target(
+            f"{name}: full fine-tuning, times faster per epoch than fastai's",
+            rates["graft_full"] / rates["fastai_full"],
+            "at least",
+            1.8,
+        ),
+    ]
 
 
 if __name__ == "__main__":
