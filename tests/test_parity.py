@@ -3,8 +3,10 @@
 
 How far they may differ, in probability: torch and the graph 1e-4; the cached activations 1e-2 (a head fitted on six
 rows makes much of float16's rounding); the process and HTTP 1e-6; `preprocess.onnx` 0.15:
-0.14 grey levels of one picture moved the head of six rows on a tiny random network by 0.09. The decision may differ nowhere. int8 (graft.deploy.quantise) and the
-page have no row here: their own tests compare them with `graft predict`.
+0.14 grey levels of one picture moved the head of six rows on a tiny random network by 0.09. The decision may differ nowhere.
+
+8 bits need photos to calibrate on, so that a bundle of a study on real photos stands in for them: nine of ten decisions
+the same, probabilities 0.1 apart on average. The page in the browser has its own test of the same kind (`tests/deploy/test_web_folder.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from made_models import about
 from PIL import Image, ImageOps
 from starlette.testclient import TestClient
 
+import graft
 from graft.backbones.activations import Activations, extracting
 from graft.backbones.catalogue import Entry
 from graft.backbones.graph import LOGITS, tap_output
@@ -32,6 +35,7 @@ from graft.backbones.weights import WeightsFolder, build, load_state
 from graft.compute import Compute
 from graft.deploy.assemble import assembled
 from graft.deploy.bundle import load
+from graft.deploy.conversion import to_int8
 from graft.deploy.pack import Check, pack
 from graft.images.dataset import Preprocess
 from graft.images.decode import read
@@ -82,6 +86,25 @@ def test_given_weights_on_real_photos(
     if len(photos) < 6:
         pytest.skip("the given hymenoptera photos are not beside the checkout")
     compare(WeightsFolder.open(shared_weights), name, photos, tmp_path)
+
+
+@pytest.mark.slow
+def test_8_bits_on_real_photos(shared_weights: Path, shared_data: Path, tmp_path: Path) -> None:
+    photos = shared_data / "hymenoptera" / "train"
+    asked = sorted(photos.parent.glob("val/*/*.jpg"))[::4]
+    if len(asked) < 20:
+        pytest.skip("the given hymenoptera photos are not beside the checkout")
+    names = ["mobilenetv1_025.coral_in1k"]
+    result = graft.study(photos, out=tmp_path / "run", weights=shared_weights, backbones=names, only="frozen")
+    calibration = sorted(photos.glob("*/*.jpg"))[::4]
+    to_int8(result.bundle(), tmp_path / "int8.graft", photos=calibration)
+    whole, small = load(result.bundle()), load(tmp_path / "int8.graft")
+    assert (small.folder / "model.onnx").stat().st_size < 0.5 * (whole.folder / "model.onnx").stat().st_size
+    expected, found = whole.probabilities(asked), small.probabilities(asked)
+    assert (found.argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.9
+    assert np.abs(found - expected).mean() < 0.1
+    over_http = said_over_http(tmp_path / "int8.graft", asked[:6])
+    np.testing.assert_allclose(over_http, small.probabilities(asked[:6]), atol=1e-6)
 
 
 def compare(folder: WeightsFolder, name: str, photos: list[Path], place: Path) -> None:
