@@ -267,7 +267,7 @@ def test_killed_at_random_moments_a_study_ends_the_same(
     environment = {**os.environ, "GRAFT_CACHE": str(cache)}
     moments = random.Random(0)
     finished: set[tuple[str, int]] = set()
-    for _ in range(20):
+    for _ in range(12):
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
