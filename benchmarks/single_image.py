@@ -30,8 +30,7 @@ from fastai.vision.all import ImageDataLoaders, Resize, vision_learner
 folder, files, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(threads)
 loaders = ImageDataLoaders.from_folder(folder, valid_pct=0.2, seed=0, item_tfms=Resize(224), bs=8, num_workers=0)
-from torchvision.models import mobilenet_v2
-learner = vision_learner(loaders, mobilenet_v2, pretrained=False)
+learner = vision_learner(loaders, "mobilenetv2_100", pretrained=False)
 times = []
 with learner.no_bar(), learner.no_logging():
     for file in files[:3] + files:
