@@ -211,3 +211,9 @@ def test_similar_images_load_no_training_framework(tmp_path: Path) -> None:
 
 def test_the_probe_sees_what_is_loaded() -> None:
     assert {"numpy", "sqlite3"} <= loaded_after("import numpy, sqlite3")
+
+
+def test_a_study_begins_without_torch() -> None:
+    """A warm study never needs it, and a cold one imports it beside the scan."""
+    code = "import sys, graft.studies.search; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

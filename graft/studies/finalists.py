@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graft.backbones.catalogue import Entry
-from graft.backbones.effort import efforts, view_seconds
-from graft.backbones.taps import CLASSIFIER_INPUT
 from graft.backbones.trunks import TrunkFile
 from graft.compute import Compute
 from graft.judging.uncertainty import draw_weights, paired
@@ -182,6 +180,8 @@ def _ties(frame: Frame, one: Trial, best: Trial, draws: np.ndarray) -> bool:
 
 def cuts_below(names: Sequence[str], tap: str) -> list[str]:
     """Where to cut below a tap: so that the last two stages learn, everything (an empty name), the last stage."""
+    from graft.backbones.taps import CLASSIFIER_INPUT
+
     stages = [name for name in names[: names.index(tap) + 1] if name != CLASSIFIER_INPUT]
     last = stages[-2:-4:-1]
     return [*last[1:], "", *last[:1]]
@@ -191,6 +191,8 @@ def options_of(
     found: Sequence[tuple[Trial, TrunkFile]], settings: TuneSettings, *, compute: Compute
 ) -> list[Option]:
     """Every finalist at every depth: the better finalist and the likelier depth first."""
+    from graft.backbones.effort import efforts, view_seconds
+
     ordered = []
     for rank, (trial, trunk) in enumerate(found):
         names = [tap.name for tap in trunk.taps]
