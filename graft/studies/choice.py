@@ -36,9 +36,8 @@ FEWER_DRAWS = 1_000
 MANY_IMAGES = 5_000
 TOLERANCE = 0.01  # what is tied may be so far behind, where the metric counts decisions: of 400 images, four
 WORTH_NAMING = 0.1  # a runner-up may be so much worse than the best, in points of the metric; not more
-SAME = (
-    1.1  # times the bytes and times the latency (which is timed) cost the same; then the better one is chosen
-)
+# Of candidates up to so many times the bytes and the latency (which is timed) of the cheapest, the better is chosen.
+SAME = 1.1
 NEARLY = 1.001  # as near to the limits as the nearest, give or take the size of a name in the graph
 
 

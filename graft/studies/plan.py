@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from graft.backbones import catalogue
 from graft.backbones.catalogue import Entry
 from graft.backbones.weights import Reach, WeightsFolder, held, locate, shelf
@@ -118,9 +116,3 @@ def pilot(backbones: Sequence[tuple[Entry, str]]) -> Entry:
     """The backbone that tries both fits first: the cheapest one that sees at least 160 px, or the cheapest."""
     large = [entry for entry, _ in backbones if entry.input.size >= 160]
     return large[0] if large else backbones[0][0]
-
-
-def typical_aspect(dataset: Dataset) -> float:
-    """The median ratio of the longer to the shorter side."""
-    longer = np.maximum(dataset.widths, dataset.heights)
-    return float(np.median(longer / np.minimum(dataset.widths, dataset.heights)))

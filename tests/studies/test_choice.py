@@ -136,6 +136,21 @@ def test_untrained_features_are_handed_over_only_where_there_is_nothing_else() -
     assert chosen_from([untrained]).chosen == 0
 
 
+def test_what_is_tied_but_more_than_a_point_behind_is_not_chosen() -> None:
+    """Sixty images cannot tell 0.95 from 0.90, and yet nobody wants to lose five points for bytes."""
+    good, behind = (probabilities(share, seed=i, count=60) for i, share in enumerate((0.95, 0.9)))
+    choice = chosen_from([trial("large", good, size=9_000_000), trial("tiny", behind, size=1)])
+    difference = choice.differences[1]
+    assert difference is not None and difference.touches_zero and difference.estimate < -0.01
+    assert choice.chosen == 0 and choice.tied == (0,)
+
+
+def test_of_about_equal_cost_the_better_one_is_chosen() -> None:
+    """A latency is timed: a hundredth of a millisecond is no reason."""
+    rows = [trial("timed faster", EQUAL, size=1_000_000, latency=0.99), trial("better", GOOD, size=1_001_000)]
+    assert chosen_from(rows).chosen == 1
+
+
 def test_an_ensemble_is_chosen_only_where_it_is_better_for_sure() -> None:
     single = trial("single", EQUAL, size=1_000_000)
     assert chosen_from([single, trial("both", GOOD, size=2_000_000, strategy="ensemble")]).chosen == 0

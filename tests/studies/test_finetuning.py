@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event as Flag
 from typing import Any
 
 import pytest
@@ -176,3 +177,18 @@ def test_a_plan_never_promises_more_than_the_seconds(seconds: float) -> None:
     options = [option("s2", 1e-3), option("", 4e-3), option("s3", 3e-4)]
     plan = planned(options, images=1_000, folds=5, seconds=seconds)
     assert plan_seconds(plan.options, images=1_000, folds=5, through=max(1, plan.folds)) <= seconds
+
+
+@pytest.mark.usefixtures("few")
+def test_once_halted_a_study_ends_with_the_answer_so_far(photos: Path, weights: Path, tmp_path: Path) -> None:
+    halt = Flag()
+    settings = resolved(photos, out=tmp_path / "run", weights=weights, folds=2, fit="squash", budget="10m")
+    events = studying(settings, halt=halt)
+    for event in events:
+        if event.kind == "board" and event.text == "all backbones probed":
+            halt.set()
+            break
+    _, result = finish(events)
+    strategies = {row["strategy"] for row in result.facts["candidates"]}
+    assert strategies == {"frozen"} and result.facts["plan"] == []
+    assert result.bundle().is_dir() and list(graft.load(result.bundle()).labels) == ["left", "right"]
