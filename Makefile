@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/graft demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -186,16 +186,17 @@ def shrink(
     max_size: str | int | None = None,
     max_latency: str | int | float | None = None,
     tolerance: float = 0.01,
+    budget: str | int | float = "10m",
 ) -> StudyResult:
     """Continue the finished study in the run folder `run` with smaller models, and pack the smallest that holds.
 
     `max_size`, `max_latency`: limits on the packed model, such as `"1MB"` (or bytes) and `"3ms"` (or milliseconds).
-    `tolerance`: what it may lose of the metric against the best full-size candidate, 0 to 0.5. The study's own bundle
-    stays; the small one is `model-small.graft` beside it, and `facts["shrink"]` tells every step.
+    `tolerance`: what it may lose of the metric against the best full-size candidate, 0 to 0.5. `budget`: seconds, or
+    `"10m"`, for trying smaller models; fitting and packing the chosen one comes after it. The study's own bundle stays; the small one is `model-small.graft` beside it, and `facts["shrink"]` tells every step.
 
     Raises GraftError with a sentence for whatever cannot be done.
     """
-    work = shrinking_run(run, max_size=max_size, max_latency=max_latency, tolerance=tolerance)
+    work = shrinking_run(run, max_size=max_size, max_latency=max_latency, tolerance=tolerance, budget=budget)
     while True:
         try:
             next(work)
@@ -209,11 +210,12 @@ def shrinking_run(
     max_size: str | int | None,
     max_latency: str | int | float | None,
     tolerance: float,
+    budget: str | int | float,
     halt: Flag | None = None,
 ) -> Generator[Event, None, StudyResult]:
     """`shrink`, and the report anew, as a generator of events that returns the result."""
     from graft.errors import SettingsError
-    from graft.quantities import milliseconds, size_bytes
+    from graft.quantities import milliseconds, seconds, size_bytes
     from graft.report.page import write
     from graft.studies.shrinking_finish import shrinking
 
@@ -226,6 +228,7 @@ def shrinking_run(
         tolerance=tolerance,
         max_bytes=None if max_size is None else size_bytes(max_size),
         max_latency_ms=None if max_latency is None else milliseconds(max_latency),
+        budget_seconds=seconds(budget),
         halt=halt,
     )
     yield Event("progress", "writing the report")

@@ -88,9 +88,22 @@ class Browser:
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file) for file in files])
 
     def click(self, script: str) -> None:
-        """A click of the mouse in the middle of the element that a JavaScript expression names."""
+        """A click of the mouse in the middle of the element that a JavaScript expression names.
+
+        Only once the element stands still: an image that is shown above it moves it away from under the mouse.
+        """
         middle = self.run(
-            f"(() => {{ const one = {script}; one.scrollIntoView({{block: 'center'}});"
+            f"(async () => {{ const one = {script}; one.scrollIntoView({{block: 'center', behavior: 'instant'}});"
+            " const frame = () => new Promise((next) => requestAnimationFrame(next));"
+            " let before = '';"
+            " for (let still = 0; still < 5;) {"
+            "   await frame();"
+            "   const box = one.getBoundingClientRect();"
+            "   const loaded = [...document.images].every((image) => image.complete);"
+            "   const now = `${box.x} ${box.y} ${box.width}`;"
+            "   still = loaded && now === before ? still + 1 : 0;"
+            "   before = now;"
+            " }"
             " const box = one.getBoundingClientRect();"
             " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )

@@ -22,6 +22,12 @@ def add(commands: Any) -> None:
         default=0.01,
         help="what may be lost of the metric, 0 to 0.5 (default: %(default)s)",
     )
+    shrink.add_argument(
+        "--budget",
+        default="10m",
+        metavar="TIME",
+        help="time for trying smaller models, such as 5m (default: 10m)",
+    )
     shrink.add_argument("--json", action="store_true", help="print JSON, progress on standard error")
     shrink.set_defaults(run=run)
 
@@ -36,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
         max_size=options.max_size,
         max_latency=options.max_latency,
         tolerance=options.tolerance,
+        budget=options.budget,
         halt=halt,
     )
     result = following.follow(work, to_stderr=options.json, halt=halt)

@@ -2,7 +2,7 @@
 
 In: a bundle, and a folder `<class>/...`, a CSV or a Parquet file. Out: an `Evaluation`: scores with bootstrap intervals,
 the table by class, the confusion matrix and every image's answer. The folder's classes are matched with the bundle's
-labels by name. Images of a class that the model does not know cannot be answered rightly: the scores are those of the
+labels by name. What counts as the answer is what `graft predict` says: in a bundle with a threshold, that decides. Images of a class that the model does not know cannot be answered rightly: the scores are those of the
 known classes, the others are named and counted beside them, stand in the confusion matrix, and
 `accuracy_with_unknown` counts them as wrong. Splits (train, val, test) are not told apart: give the folder of one.
 
@@ -48,8 +48,8 @@ class Evaluation:
     `scores` and `per_class` are over the `images` of known classes: accuracy, macro_f1, balanced_accuracy, log_loss,
     brier and calibration_error with 95 % intervals; class, precision, recall, f1, support, auroc of every label that
     occurs in truth or answers. `confusion[t, c]`: how often truth `truths[t]` was answered with label `labels[c]`;
-    `truths` are the labels and then the unknown classes. `names`, `classes` and `probabilities` are the answers image
-    by image, those of unknown classes included.
+    `truths` are the labels and then the unknown classes. `names`, `classes`, `answers` (a column of `labels`) and
+    `probabilities` go image by image, those of unknown classes included.
     """
 
     source: str
@@ -65,6 +65,7 @@ class Evaluation:
     left_out: tuple[LeftOut, ...]
     names: tuple[str, ...]
     classes: tuple[str, ...]
+    answers: Int64[np.ndarray, " n"]
     probabilities: Float32[np.ndarray, "n k"]
 
     @property
@@ -144,27 +145,36 @@ def judged(
         raise DatasetError(f"{source} holds no image of a known class that can be read{first}.")
     targets = np.array([column[name] for name in classes if name in column], np.int64)
     probabilities = table[known]
+    decided = bundle.decide(table)
+    answered = np.eye(len(labels), dtype=np.float32)[decided[known]]
     unknown = dict(sorted(Counter(name for name in classes if name not in column).items()))
     truths = (*labels, *unknown)
-    right = int((metrics.decisions(probabilities) == targets).sum())
-    by_class = metrics.per_class(probabilities, targets, labels)
-    answered = np.bincount(metrics.decisions(probabilities), minlength=len(labels))
+    right = int((decided[known] == targets).sum())
+    by_class = [
+        {**row, "auroc": ranked["auroc"]}
+        for row, ranked in zip(
+            metrics.per_class(answered, targets, labels),
+            metrics.per_class(probabilities, targets, labels),
+            strict=True,
+        )
+    ]
     return Evaluation(
         source=source,
         bundle=str(bundle.folder),
         labels=labels,
         truths=truths,
         images=len(targets),
-        scores=_scores(probabilities, targets, groups[known]),
+        scores=_scores(probabilities, answered, targets, groups[known]),
         per_class=tuple(
-            row for row, count in zip(by_class, answered, strict=True) if row["support"] or count
+            row for row, count in zip(by_class, answered.sum(axis=0), strict=True) if row["support"] or count
         ),
-        confusion=_confusion(classes, truths, table),
+        confusion=_confusion(classes, truths, decided, len(labels)),
         unknown=unknown,
         accuracy_with_unknown=right / len(classes),
         left_out=tuple(left_out),
         names=tuple(names),
         classes=tuple(classes),
+        answers=decided,
         probabilities=table,
     )
 
@@ -174,9 +184,8 @@ def write_answers(evaluation: Evaluation, path: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(["file", "class", "label", "right", "probability", *evaluation.labels])
-    decided = metrics.decisions(evaluation.probabilities)
     for name, truth, place, row in zip(
-        evaluation.names, evaluation.classes, decided, evaluation.probabilities, strict=True
+        evaluation.names, evaluation.classes, evaluation.answers, evaluation.probabilities, strict=True
     ):
         label = evaluation.labels[place]
         verdict = "yes" if label == truth else "no"
@@ -221,12 +230,14 @@ def _groups(rows: Sequence[Row], digests: Sequence[str]) -> Int64[np.ndarray, " 
 
 def _scores(
     probabilities: Float32[np.ndarray, "n k"],
+    answered: Float32[np.ndarray, "n k"],
     targets: Int64[np.ndarray, " n"],
     groups: Int64[np.ndarray, " n"],
 ) -> dict[str, Estimate]:
     draws = int(np.clip(WEIGHT_CELLS // len(targets), LEAST_DRAWS, DRAWS))
     weights = draw_weights(targets, groups, draws=draws, seed=0)
-    scores = {name: estimate(name, probabilities, targets, groups, weights) for name in SCORES}
+    tables = {name: answered if metrics.METRICS[name].from_decisions else probabilities for name in SCORES}
+    scores = {name: estimate(name, table, targets, groups, weights) for name, table in tables.items()}
     return {**scores, "calibration_error": _calibration(probabilities, targets, weights)}
 
 
@@ -253,9 +264,8 @@ def _calibration(
 
 
 def _confusion(
-    classes: Sequence[str], truths: Sequence[str], table: Float32[np.ndarray, "n k"]
+    classes: Sequence[str], truths: Sequence[str], answers: Int64[np.ndarray, " n"], k: int
 ) -> Int64[np.ndarray, "t k"]:
     place = {name: row for row, name in enumerate(truths)}
-    cells = np.array([place[name] for name in classes], np.int64) * table.shape[1] + metrics.decisions(table)
-    counts = np.bincount(cells, minlength=len(truths) * table.shape[1])
-    return counts.reshape(len(truths), table.shape[1]).astype(np.int64)
+    cells = np.array([place[name] for name in classes], np.int64) * k + answers
+    return np.bincount(cells, minlength=len(truths) * k).reshape(len(truths), k).astype(np.int64)

@@ -20,8 +20,10 @@ Not covered: fine-tuned networks with fewer channels; students that start from I
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from time import monotonic
 
 from graft.backbones.catalogue import find
 from graft.backbones.trunks import trunk_of
@@ -64,28 +66,28 @@ SECONDS_PER_GMAC, TRAINING_PER_GMAC, QUANTISING, OPENING, HEAD, VIEW = 0.015, 0.
 
 @dataclass(slots=True)
 class Purse:
-    """Seconds to spend, as far as steps are predicted to cost; None does not end."""
+    """Seconds to spend, as far as steps are predicted to cost; `until` is the clock's word, on a machine that is slow."""
 
-    seconds: float | None
+    seconds: float
+    until: float = math.inf
 
     def pays(self, cost: float) -> bool:
         """Whether the step is affordable; if so, it is paid."""
-        if self.seconds is None:
-            return True
-        if cost > self.seconds:
+        if cost > self.seconds or monotonic() > self.until:
             return False
         self.seconds -= cost
         return True
 
 
 def shrink_rung(
-    frame: Frame, done: Progress, *, tolerance: float = TOLERANCE, limited: bool = True
+    frame: Frame, done: Progress, *, tolerance: float = TOLERANCE, seconds: float | None = None
 ) -> Working:
-    """Measure smaller models, and tell of each step whether it holds. With `limited`, within a share of the budget."""
+    """Measure smaller models in `seconds` (default: a share of the budget), and tell of each step whether it holds."""
     if not any(full_size(trial) for trial in done.trials):
         return
-    whole = SHARE * frame.settings.budget_seconds
-    screening = Purse(SCREENING * whole if limited else None)
+    whole = SHARE * frame.settings.budget_seconds if seconds is None else seconds
+    until = math.inf if seconds is None else monotonic() + seconds
+    screening = Purse(SCREENING * whole, until)
     yield Event("stage", "Shrinking: smaller models on the same folds")
     best = best_frozen(frame, done.trials)
     frozen = best is not None and best.model_bytes is not None
@@ -93,15 +95,16 @@ def shrink_rung(
     if best is not None and frozen:
         yield from _smaller_inputs(frame, done, best, screening)
         yield from _several_depths(frame, done, screening)
-    purse = Purse(None if screening.seconds is None else (1 - SCREENING) * whole + screening.seconds)
+    purse = Purse((1 - SCREENING) * whole + screening.seconds, until)
     chosen = _worth_quantising(frame, done.trials, tolerance) if frozen else []
     for trial in [*chosen, *_trained_candidates(frame, done.trials)]:
-        if purse.pays(_calibrated_cost(frame, trial)):
-            yield from _measured(frame, done, trial, replace(variant_of(trial), precision="int8"))
+        variant = replace(variant_of(trial), precision="int8")
+        if _known(done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
+            yield from _measured(frame, done, trial, variant)
     for share in THIN_SHARES if frozen else ():
         for trial in _worth_thinning(frame, done.trials, before):
-            if purse.pays(_calibrated_cost(frame, trial)):
-                variant = replace(variant_of(trial), share=share, precision="int8")
+            variant = replace(variant_of(trial), share=share, precision="int8")
+            if _known(done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
                 yield from _measured(frame, done, trial, variant)
     yield from _students(frame, done, purse)
     told = told_of(frame, done.trials, tolerance=tolerance)
@@ -131,15 +134,16 @@ def _students(frame: Frame, done: Progress, purse: Purse) -> Working:
     if teacher is None:
         return
     for width in WIDTHS:
-        if not purse.pays(_student_cost(frame, teacher, width)):
-            continue
         variant = replace(variant_of(teacher), student=width)
+        if not _known(done, teacher, variant) and not purse.pays(_student_cost(frame, teacher, width)):
+            continue
         yield from prepare(frame, [student_geometry(teacher)])
         yield from _measured(frame, done, teacher, variant)
         recipe = shrunk_recipe(_origin(done.trials, teacher), variant)
         made = next((trial for trial in done.trials if trial.recipe == recipe), None)
-        if made is not None and purse.pays(_calibrated_cost(frame, made)):
-            yield from _measured(frame, done, made, replace(variant, precision="int8"))
+        small = replace(variant, precision="int8")
+        if made is not None and (_known(done, teacher, small) or purse.pays(_calibrated_cost(frame, made))):
+            yield from _measured(frame, done, made, small)
 
 
 def _smaller_inputs(frame: Frame, done: Progress, best: Trial, purse: Purse) -> Working:
@@ -186,7 +190,8 @@ def _several_depths(frame: Frame, done: Progress, purse: Purse) -> Working:
                 deepest[key] = trial
     heads = MOST_DEPTHS * frame.folds.count * HEAD * (len(frame.rows) / 1_000) ** 2
     for trial in sorted(deepest.values(), key=lambda t: (t.model_bytes or 0, t.recipe.name)):
-        if not purse.pays(len(frame.dataset) * _gmacs(frame, trial) * SECONDS_PER_GMAC + heads):
+        read = any(_same_network(other, trial) and _float(other) for other in done.trials)
+        if not read and not purse.pays(len(frame.dataset) * _gmacs(frame, trial) * SECONDS_PER_GMAC + heads):
             continue
         try:
             numbers = _depths_to_try([waist.weights for waist in waists(prepared_trunk(frame, trial))])
@@ -220,6 +225,12 @@ def _measured(frame: Frame, done: Progress, base: Trial, variant: Variant) -> Wo
     score = METRICS[frame.settings.metric].text(score_of(frame, trial))
     size = megabytes(trial.model_bytes or 0)
     yield Event("result", f"{trial.recipe.name}: {METRICS[frame.settings.metric].label} {score}, {size}")
+
+
+def _known(done: Progress, base: Trial, variant: Variant) -> bool:
+    """Whether the study itself has measured it already: then it costs nothing more."""
+    key = shrunk_recipe(_origin(done.trials, base), variant).key
+    return any(trial.recipe.key == key for trial in done.trials)
 
 
 def _worth_quantising(frame: Frame, trials: Sequence[Trial], tolerance: float) -> list[Trial]:

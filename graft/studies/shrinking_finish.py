@@ -43,6 +43,7 @@ from graft.studies.shrinking_students import student_geometry, taught_by
 from graft.studies.shrinking_variants import Variant, calibrated, teacher_of, variant_of
 
 SMALL_BUNDLE = "model-small.graft"
+BUDGET_SECONDS = 600.0
 
 
 def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Fitted]:
@@ -115,11 +116,12 @@ def shrinking(
     tolerance: float = TOLERANCE,
     max_bytes: int | None = None,
     max_latency_ms: float | None = None,
+    budget_seconds: float = BUDGET_SECONDS,
     halt: Flag | None = None,
 ) -> Generator[Event, None, results.StudyResult]:
     """Continue the finished study in `run` with smaller models, and pack the smallest that holds.
 
-    Once `halt` is set, with those measured so far.
+    `budget_seconds` are for measuring; packing comes after them. Once `halt` is set, with those measured so far.
 
     Raises RunError if there is no finished study, or its images have changed; GraftError for whatever else is wrong.
     """
@@ -129,7 +131,7 @@ def shrinking(
     settings, command = settings_of(run)
 
     def ending(frame: Frame, done: Progress, _: str) -> Generator[Event, None, results.StudyResult]:
-        yield from shrink_rung(frame, done, tolerance=tolerance, limited=False)
+        yield from shrink_rung(frame, done, tolerance=tolerance, seconds=budget_seconds)
         limits = Limits(max_bytes, max_latency_ms)
         yield from _packed(frame, done, known, limits, tolerance)
         return results.read(run)

@@ -14,6 +14,7 @@ import pytest
 from made_models import TAP, about, head, knowing, model, noise, packed, probabilities_of, trunk
 from PIL import Image
 
+import graft
 from graft.cli import main
 from graft.deploy.assemble import assembled
 from graft.deploy.bundle import load
@@ -163,6 +164,24 @@ class TestThresholds:
         assert labels != [plain.prediction(row).label for row in shares]
         answer = bundle.prediction(shares[int(shares[:, 1].argmax())])
         assert answer.probability == answer.probabilities[answer.label]
+
+    def test_it_decides_in_an_evaluation_too(self, tmp_path: Path) -> None:
+        plain = load(self.two(tmp_path / "plain", {}))
+        pixels = noise(24, GEOMETRY, seed=4)
+        limit = float(np.sort(plain.predict_pixels(pixels)[:, 1])[5])
+        bundle = load(self.two(tmp_path / "decided", {"bee": limit}))
+        for number, picture in enumerate(pixels):
+            folder = tmp_path / "later" / ("ant", "bee")[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{number}.png")
+        found, by_most = (graft.evaluate(one, tmp_path / "later") for one in (bundle, plain))
+        said = [bundle.predict(tmp_path / "later" / name).label for name in found.names]
+        assert [found.labels[place] for place in found.answers] == said
+        assert list(found.answers) != list(by_most.answers)
+        right = np.mean([label == name for label, name in zip(said, found.classes, strict=True)])
+        assert found.scores["accuracy"].value == pytest.approx(right)
+        assert found.confusion.sum(axis=0).tolist() == [said.count(label) for label in found.labels]
+        assert found.scores["log_loss"] == by_most.scores["log_loss"]
 
     @pytest.mark.parametrize("wrong", [{"wasp": 0.5}, {"ant": 0.5, "bee": 0.5}, {"bee": 1.5}])
     def test_what_makes_no_sense_is_refused(self, wrong: dict[str, float], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_the_front_leaves_out_what_something_smaller_beats() -> None:
 def test_a_purse_pays_until_it_is_empty() -> None:
     purse = Purse(10.0)
     assert [purse.pays(cost) for cost in (6.0, 6.0, 4.0, 0.1)] == [True, False, True, False]
-    assert Purse(None).pays(1e9)
+    assert not Purse(10.0, until=monotonic()).pays(1.0)
 
 
 def test_a_run_of_an_older_graft_is_told(tmp_path: Path) -> None:
@@ -127,6 +128,8 @@ def test_no_study_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "holds no finished study" in capsys.readouterr().err
     assert cli.main(["shrink", str(tmp_path), "--max-size", "small"]) == 2
     assert "--max-size small" in capsys.readouterr().err
+    assert cli.main(["shrink", str(tmp_path), "--budget", "soon"]) == 2
+    assert "--budget soon" in capsys.readouterr().err
 
 
 @pytest.mark.slow
