@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from graft.deploy.evaluate import Evaluation
     from graft.pretraining.publishing import Published
     from graft.similar.build import Indexed
-    from graft.studies.train_settings import TrainSettings
+    from graft.studies.single.settings import TrainSettings
 else:  # neither torch nor ONNX Runtime is needed to name them
     Bundle = Evaluation = Indexed = Published = TrainSettings = Any
 
@@ -135,7 +135,7 @@ def train(
 
     Raises GraftError with a sentence for whatever cannot be done.
     """
-    from graft.studies.train_settings import resolved_training
+    from graft.studies.single.settings import resolved_training
 
     settings = resolved_training(
         source,
@@ -217,7 +217,7 @@ def shrinking_run(
     from graft.errors import SettingsError
     from graft.quantities import milliseconds, seconds, size_bytes
     from graft.report.page import write
-    from graft.studies.shrinking_finish import shrinking
+    from graft.studies.shrinking.finish import shrinking
 
     if not 0 <= tolerance <= 0.5:
         raise SettingsError(
@@ -241,7 +241,7 @@ def running_recipe(
 ) -> Generator[Event, None, StudyResult]:
     """One recipe and then its report, as `running` does it for a study."""
     from graft.report.page import write
-    from graft.studies.train import training_by_hand
+    from graft.studies.single.train import training_by_hand
 
     result = yield from training_by_hand(settings, command=command, halt=halt)
     yield Event("progress", "writing the report")

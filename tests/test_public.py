@@ -14,9 +14,9 @@ from PIL import Image
 import graft
 from graft import api, cli, errors
 from graft.pretraining.settings import resolved_pretraining
-from graft.studies.page import Page
 from graft.studies.settings import Settings, resolved
-from graft.studies.train_settings import resolved_training
+from graft.studies.single.page import Page
+from graft.studies.single.settings import resolved_training
 
 
 def test_every_public_name_is_there_and_documented() -> None:

@@ -92,7 +92,7 @@ def _running(group: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from graft import console, following
     from graft.api import running_recipe
-    from graft.studies.train_settings import resolved_training
+    from graft.studies.single.settings import resolved_training
 
     settings = resolved_training(
         options.source,

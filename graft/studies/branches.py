@@ -21,10 +21,10 @@ from graft.deploy.branches import averaged
 from graft.judging.cost import latency_ms
 from graft.store import content_key
 from graft.studies.beside import trunk_of_trial
-from graft.studies.candidate import Candidate
 from graft.studies.finish import Fitted
 from graft.studies.frame import Frame, Trial
 from graft.studies.probe import LATENCY_THREADS
+from graft.studies.single.candidate import Candidate
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from graft.studies.probe import check_rows
 if TYPE_CHECKING:
     from graft.backbones.opening import Opened
     from graft.learning.finetune import Tuned
-    from graft.studies.bench import Bench
+    from graft.studies.tuning.bench import Bench
 else:
     Bench = Opened = Tuned = Any
 
@@ -123,7 +123,7 @@ def fitting_scratch(frame: Frame, trial: Trial, design: Any, settings: Any) -> G
 
 def fitting_tuned(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Fitted]:
     """The chosen network tuned once more, on all development images, and exported with its new weights."""
-    from graft.studies.finetuning import refitting_tuned
+    from graft.studies.tuning.rung import refitting_tuned
 
     bench, tuned = yield from refitting_tuned(frame, trial, trials)
     assert bench.trunk is not None

@@ -19,7 +19,7 @@ from graft.studies.rungs import Progress
 
 if TYPE_CHECKING:
     from graft.learning.finetune import Tuned
-    from graft.studies.bench import Bench
+    from graft.studies.tuning.bench import Bench
 else:
     Bench = Tuned = Any
 

@@ -202,7 +202,7 @@ def scratch_rung(frame: Frame, done: Progress) -> Working:
 
 def tuning_rung(frame: Frame, done: Progress) -> Working:
     """Fine-tuning, where there is something frozen to start from and time for it."""
-    from graft.studies.finetuning import finetuning
+    from graft.studies.tuning.rung import finetuning
 
     if not any(trial.recipe.strategy == "frozen" and trial.complete for trial in done.trials):
         return

@@ -22,10 +22,10 @@ from graft.images.pixels import open_pixels
 from graft.judging.cost import latency_ms
 from graft.store import content_key
 from graft.studies.frame import Event, Frame, Trial
-from graft.studies.kept_states import keep_trained
 from graft.studies.probe import LATENCY_THREADS
 from graft.studies.recipe import Recipe
 from graft.studies.symmetry import shown
+from graft.studies.tuning.kept_states import keep_trained
 
 if TYPE_CHECKING:
     from graft.backbones.scratch import ScratchDesign

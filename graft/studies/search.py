@@ -52,8 +52,8 @@ from graft.studies.plan import Plan, plan
 from graft.studies.retrieval import retrieval_facts
 from graft.studies.rungs import Progress, Working, probe_rung, scratch_rung, training_settings, tuning_rung
 from graft.studies.settings import Settings
-from graft.studies.shrinking import shrink_rung
-from graft.studies.shrinking_finish import fitting_shrunk
+from graft.studies.shrinking.finish import fitting_shrunk
+from graft.studies.shrinking.rung import shrink_rung
 from graft.studies.subjects import about_series, kept_together
 
 Ending = Callable[[Frame, Progress, str], Generator[Event, None, results.StudyResult]]

@@ -27,7 +27,6 @@ from graft.images.scan import scan
 from graft.learning import scratch_settings
 from graft.learning.scratch_settings import TrainingSettings
 from graft.store import Store
-from graft.studies import finalists
 from graft.studies.amount_words import Point, amounts_sentence, gain_of_doubling
 from graft.studies.amounts import LEAST_IMAGES, SHARES, amounts_rung, subset
 from graft.studies.frame import Frame
@@ -35,6 +34,7 @@ from graft.studies.journal import Journal
 from graft.studies.rungs import Progress
 from graft.studies.scratching import scratch_recipe
 from graft.studies.settings import resolved
+from graft.studies.tuning import finalists
 
 
 @hypothesis_settings(max_examples=60, deadline=None)

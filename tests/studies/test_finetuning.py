@@ -18,12 +18,13 @@ from study_schema import problems
 
 import graft
 from graft.learning.tune_settings import TuneSettings
-from graft.studies import finalists, results
+from graft.studies import results
 from graft.studies.choice import Choice, choose
-from graft.studies.finalists import Cost, Level, Option, cuts_below, plan_seconds, planned
 from graft.studies.frame import Event
 from graft.studies.search import studying
 from graft.studies.settings import resolved
+from graft.studies.tuning import finalists
+from graft.studies.tuning.finalists import Cost, Level, Option, cuts_below, plan_seconds, planned
 
 SHORT = (Level(epochs=2, views=1, folds=0, least=2),)
 

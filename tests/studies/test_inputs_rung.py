@@ -15,8 +15,8 @@ import graft
 from graft.deploy.bundle import Bundle
 from graft.judging.uncertainty import Difference
 from graft.report import page
-from graft.studies import finalists
 from graft.studies.inputs import worth_of_colour
+from graft.studies.tuning import finalists
 
 
 def discs(folder: Path, *, grey: bool = False) -> Path:

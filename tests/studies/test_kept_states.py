@@ -14,8 +14,8 @@ from graft.backbones.scratch import ScratchDesign, build
 from graft.learning.finetune import Tuned
 from graft.learning.heads import Head
 from graft.learning.trained import Trained
-from graft.studies import kept_states
-from graft.studies.kept_states import keep_trained, keep_tuned, kept_trained, kept_tuned, place_of
+from graft.studies.tuning import kept_states
+from graft.studies.tuning.kept_states import keep_trained, keep_tuned, kept_trained, kept_tuned, place_of
 
 KEY = "0123456789abcdef0123"
 

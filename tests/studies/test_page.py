@@ -15,8 +15,8 @@ from graft.backbones.inputs import INPUTS
 from graft.errors import SettingsError
 from graft.images.augmentations import Augmentation
 from graft.images.augmentations import page_of as augmentation_page
-from graft.studies.page import CHECKS, Page, page_from, page_of, read_page, text_of, write_page
-from graft.studies.train_settings import resolved_training
+from graft.studies.single.page import CHECKS, Page, page_from, page_of, read_page, text_of, write_page
+from graft.studies.single.settings import resolved_training
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "recipe-v1.json"
 

@@ -19,11 +19,11 @@ import graft
 from graft import cli
 from graft.deploy.conversion import is_int8
 from graft.errors import RunError, SettingsError
-from graft.studies import shrinking, shrinking_students
 from graft.studies.choice import Limits
-from graft.studies.shrinking import Purse
-from graft.studies.shrinking_finish import pick, settings_of
-from graft.studies.shrinking_variants import Variant, kind_of, shrunk_recipe, variant_of
+from graft.studies.shrinking import rung, students
+from graft.studies.shrinking.finish import pick, settings_of
+from graft.studies.shrinking.rung import Purse
+from graft.studies.shrinking.variants import Variant, kind_of, shrunk_recipe, variant_of
 
 
 def made(name: str, size: int, **variant: Any) -> Any:
@@ -93,15 +93,15 @@ def test_kinds_and_names_follow_from_the_variant() -> None:
 
 
 def test_each_depth_has_clearly_fewer_weights() -> None:
-    assert shrinking._depths_to_try([10, 80, 90, 95, 100]) == [4, 0]
-    assert shrinking._depths_to_try([1, 2, 4, 8, 16, 32, 64]) == [6, 5, 4, 3, 2]
-    assert shrinking._depths_to_try([]) == []
+    assert rung._depths_to_try([10, 80, 90, 95, 100]) == [4, 0]
+    assert rung._depths_to_try([1, 2, 4, 8, 16, 32, 64]) == [6, 5, 4, 3, 2]
+    assert rung._depths_to_try([]) == []
 
 
 def test_the_front_leaves_out_what_something_smaller_beats() -> None:
     sizes = {"a/x": (1, 0.5), "b/x": (2, 0.4), "c/x": (3, 0.6)}
     trials = [made(name, size) for name, (size, _) in sizes.items()]
-    found = shrinking._front(trials, lambda one: sizes[one.recipe.name][1])
+    found = rung._front(trials, lambda one: sizes[one.recipe.name][1])
     assert [one.recipe.name for one in found] == ["a/x", "c/x"]
 
 
@@ -136,12 +136,12 @@ def test_no_study_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_finished_study_gets_a_small_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shrinking, "MOST_DEPTHS", 2)
-    monkeypatch.setattr(shrinking, "THIN_SHARES", (0.6,))
-    monkeypatch.setattr(shrinking, "SMALLER_INPUTS", (96,))
-    monkeypatch.setattr(shrinking, "WIDTHS", (8,))
-    monkeypatch.setattr(shrinking_students, "STUDENT_VIEWS", 200)
-    monkeypatch.setattr(shrinking_students, "VIEWS", 1)
+    monkeypatch.setattr(rung, "MOST_DEPTHS", 2)
+    monkeypatch.setattr(rung, "THIN_SHARES", (0.6,))
+    monkeypatch.setattr(rung, "SMALLER_INPUTS", (96,))
+    monkeypatch.setattr(rung, "WIDTHS", (8,))
+    monkeypatch.setattr(students, "STUDENT_VIEWS", 200)
+    monkeypatch.setattr(students, "VIEWS", 1)
     photos = stripes(tmp_path / "photos", each=24)
     weights = weights_folder(tmp_path / "weights", ("test_resnet",))
     run = tmp_path / "run"
@@ -174,13 +174,13 @@ def test_a_finished_study_gets_a_small_bundle(
 def test_what_was_tuned_gets_8_bits_and_students(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shrinking, "MOST_DEPTHS", 0)
-    monkeypatch.setattr(shrinking, "THIN_SHARES", ())
-    monkeypatch.setattr(shrinking, "SMALLER_INPUTS", ())
-    monkeypatch.setattr(shrinking, "WIDTHS", (8,))
-    monkeypatch.setattr(shrinking, "_worth_quantising", lambda *_: [])
-    monkeypatch.setattr(shrinking_students, "STUDENT_VIEWS", 400)
-    monkeypatch.setattr(shrinking_students, "VIEWS", 2)
+    monkeypatch.setattr(rung, "MOST_DEPTHS", 0)
+    monkeypatch.setattr(rung, "THIN_SHARES", ())
+    monkeypatch.setattr(rung, "SMALLER_INPUTS", ())
+    monkeypatch.setattr(rung, "WIDTHS", (8,))
+    monkeypatch.setattr(rung, "_worth_quantising", lambda *_: [])
+    monkeypatch.setattr(students, "STUDENT_VIEWS", 400)
+    monkeypatch.setattr(students, "VIEWS", 2)
     photos = stripes(tmp_path / "photos", each=12)
     weights = weights_folder(tmp_path / "weights", ("test_resnet",))
     run = tmp_path / "run"

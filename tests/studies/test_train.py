@@ -16,8 +16,8 @@ from study_schema import problems
 import graft
 from graft.errors import BackboneError, RunError, SettingsError
 from graft.studies.frame import Event
-from graft.studies.train import training_by_hand
-from graft.studies.train_settings import resolved_training
+from graft.studies.single.settings import resolved_training
+from graft.studies.single.train import training_by_hand
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """What `graft train` was asked for: the recipe on its page, and where and with what to run it.
 
 In: the arguments of `graft.train`, each None where it was not given. Out: `TrainSettings`, checked before anything is
-read or written. What was given counts before what a recipe says, and that before the defaults of `graft.studies.page`.
+read or written. What was given counts before what a recipe says, and that before the defaults of `graft.studies.single.page`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import cast
 
 from graft.errors import SettingsError
-from graft.studies.page import Page, page_from, read_page, write_page
 from graft.studies.settings import Fit, Settings, resolved
+from graft.studies.single.page import Page, page_from, read_page, write_page
 
 
 @dataclass(frozen=True, slots=True)

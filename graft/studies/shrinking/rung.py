@@ -1,7 +1,7 @@
 """A rung of the study: how small the model can be for (nearly) the same score.
 
 In: all trials so far. Out: trials of smaller models on the same folds, candidates like any other, and for the report
-`extras["shrink"]` (`graft.studies.shrinking_told`): every step with its gates, and the curve of the score against bytes
+`extras["shrink"]` (`graft.studies.shrinking.told`): every step with its gates, and the curve of the score against bytes
 and latency. The steps, in the order in which a small budget pays them:
 
 1. lower taps: measured by the probe already;
@@ -10,7 +10,7 @@ and latency. The steps, in the order in which a small budget pays them:
 4. the most promising of all these in 8 bits (`graft.deploy.quantise`);
 5. the best of what was fine-tuned, and the small CNN from scratch, in 8 bits;
 6. the best frozen network with fewer inner channels (`graft.deploy.thinning`), in 8 bits;
-7. students of the best network (`graft.studies.shrinking_students`), and they in 8 bits.
+7. students of the best network (`graft.studies.shrinking.students`), and they in 8 bits.
 
 What is tried is a function of the scores and of a share of the budget, which pays by the size of networks and not by the
 clock, so that two studies with one seed try the same. Every finished (recipe, fold) is in the journal.
@@ -38,16 +38,16 @@ from graft.studies.choice import megabytes
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.probe import heads_on_taps, priced, samples_of
 from graft.studies.rungs import Progress, Working, prepare, tell
-from graft.studies.shrinking_networks import TUNED, prepared_trunk
-from graft.studies.shrinking_students import (
+from graft.studies.shrinking.networks import TUNED, prepared_trunk
+from graft.studies.shrinking.students import (
     STUDENT_VIEWS,
     WIDTHS,
     student_design,
     student_geometry,
     view_count,
 )
-from graft.studies.shrinking_told import full_size, score_of, signed, told_of
-from graft.studies.shrinking_variants import Variant, measuring, shrunk_recipe, variant_of
+from graft.studies.shrinking.told import full_size, score_of, signed, told_of
+from graft.studies.shrinking.variants import Variant, measuring, shrunk_recipe, variant_of
 
 TOLERANCE = 0.01
 SHARE = 0.1  # of the budget

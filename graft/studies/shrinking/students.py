@@ -1,7 +1,7 @@
 """Students: a small CNN that learns what the best network says, and takes its place.
 
 In: the best trial (frozen, read at several depths, or fine-tuned), its network on a fold, the width of the student. Out: the student's answers for the held-out
-images; its weights are kept (`graft.studies.kept_states`), so that it can be brought to 8 bits. The teacher is that of the
+images; its weights are kept (`graft.studies.tuning.kept_states`), so that it can be brought to 8 bits. The teacher is that of the
 fold: it has seen no image that the student is asked about. Every image has `VIEWS` views beside itself, made in the
 teacher's geometry and brought to the student's size, so that both see the same; they, and what a frozen teacher's
 trunk puts out for them, are made once for all folds, and kept in the cache.
@@ -29,10 +29,10 @@ from graft.images.pixels import open_pixels, pixels_key
 from graft.learning.heads import Head, ridge_head
 from graft.store import content_key
 from graft.studies.frame import Event, Frame, Trial, criterion
-from graft.studies.kept_states import keep_trained
 from graft.studies.recipe import Recipe
 from graft.studies.rungs import prepare
-from graft.studies.shrinking_networks import Network
+from graft.studies.shrinking.networks import Network
+from graft.studies.tuning.kept_states import keep_trained
 
 if TYPE_CHECKING:
     from graft.backbones.scratch import ScratchDesign

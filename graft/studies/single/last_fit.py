@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from graft.studies.bench import Bench, training
 from graft.studies.branches import joined
 from graft.studies.finish import Fitted, fitted_of, tuned_answers
 from graft.studies.frame import Event
 from graft.studies.journal import TRIALS
-from graft.studies.page import FIND
-from graft.studies.training_one import (
+from graft.studies.single.page import FIND
+from graft.studies.single.training import (
     APART,
     Workshop,
     checkpoint_of,
@@ -27,6 +26,7 @@ from graft.studies.training_one import (
     of_runs,
     opened_bench,
 )
+from graft.studies.tuning.bench import Bench, training
 
 if TYPE_CHECKING:
     from graft.learning.finetune import Tuned

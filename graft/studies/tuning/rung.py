@@ -22,14 +22,23 @@ from graft.backbones.catalogue import find
 from graft.backbones.weights import shelf
 from graft.errors import BackboneError
 from graft.judging.uncertainty import draw_weights, paired
-from graft.studies.bench import Bench, bench_of, cut_for, training
 from graft.studies.beside import activations_of
-from graft.studies.finalists import DRAWS, PLAN, Cost, Option, TuningPlan, finalists, options_of, planned
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.journal import TRIALS
-from graft.studies.kept_states import keep_tuned
 from graft.studies.retrieval import retrieval_of_tuned
-from graft.studies.timing import timed
+from graft.studies.tuning.bench import Bench, bench_of, cut_for, training
+from graft.studies.tuning.finalists import (
+    DRAWS,
+    PLAN,
+    Cost,
+    Option,
+    TuningPlan,
+    finalists,
+    options_of,
+    planned,
+)
+from graft.studies.tuning.kept_states import keep_tuned
+from graft.studies.tuning.timing import timed
 
 if TYPE_CHECKING:
     from graft.learning.finetune import Tuned

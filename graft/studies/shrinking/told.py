@@ -14,7 +14,7 @@ from graft.judging.metrics import METRICS
 from graft.judging.uncertainty import draw_weights, paired
 from graft.studies.choice import megabytes
 from graft.studies.frame import Frame, Trial, criterion
-from graft.studies.shrinking_variants import kind_of
+from graft.studies.shrinking.variants import kind_of
 
 LEAST_SMALLER, LEAST_FASTER = 0.97, 0.95  # of the bytes or of the latency of what a step was made from
 DRAWS = 1_000

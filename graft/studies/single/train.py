@@ -25,17 +25,17 @@ from graft.images.issues import write_check
 from graft.images.scan import inspecting
 from graft.store import Store
 from graft.studies import results
-from graft.studies.candidate import Candidate, augmentation_for, candidate_of, show_views
 from graft.studies.frame import Event, Frame
 from graft.studies.journal import Journal
-from graft.studies.last_fit import fitting, sweep_checkpoints
-from graft.studies.page import AUTO, SCRATCH, Page, option, text_of
 from graft.studies.place import claim, refuse_place, sweep, write_run
 from graft.studies.rungs import Progress, Working, tell
 from graft.studies.search import about_images, finishing, looked_at
+from graft.studies.single.candidate import Candidate, augmentation_for, candidate_of, show_views
+from graft.studies.single.last_fit import fitting, sweep_checkpoints
+from graft.studies.single.page import AUTO, SCRATCH, Page, option, text_of
+from graft.studies.single.settings import TrainSettings
+from graft.studies.single.training import Workshop, measuring
 from graft.studies.subjects import about_series, kept_together
-from graft.studies.train_settings import TrainSettings
-from graft.studies.training_one import Workshop, measuring
 
 WITHOUT_STEPS = ("lr", "epochs", "patience", "batch_size", "augment")
 """What a closed-form head does not have."""

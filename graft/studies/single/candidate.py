@@ -5,7 +5,7 @@ the page leaves to `auto` is decided here. Cost: opening the network (2 s, if th
 of all images where a ridge head needs them, and the frozen prefix over the views of all images, unless the cache holds
 them; every run of the candidate reads the same ones.
 
-Not covered: the training itself (`graft.studies.training_one`).
+Not covered: the training itself (`graft.studies.single.training`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from graft.errors import BackboneError, SettingsError
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
 from graft.store import content_key
-from graft.studies.bench import Bench, counted
 from graft.studies.frame import Event, Frame
-from graft.studies.page import AUTO, FIND, SCRATCH, Page
 from graft.studies.plan import geometry_of
 from graft.studies.probe import activating, samples_of
 from graft.studies.recipe import Recipe, Strategy
 from graft.studies.rungs import prepare
+from graft.studies.single.page import AUTO, FIND, SCRATCH, Page
 from graft.studies.symmetry import augmenting, shown
+from graft.studies.tuning.bench import Bench, counted
 
 if TYPE_CHECKING:
     from graft.backbones.opening import Opened

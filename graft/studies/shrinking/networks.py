@@ -3,7 +3,7 @@
 In: a trial and a fold. Out: its graph with folded constants and the output `graft_reading`, the geometry it reads, and
 its head. A frozen network is the same for all folds and has no head of its own: the closed-form head is fitted to
 whatever the smaller network puts out. A fine-tuned one, and one from random weights, is that of the fold, with the head
-that was trained with it (`graft.studies.kept_states`).
+that was trained with it (`graft.studies.tuning.kept_states`).
 
 Cost: about 3 s for a trained network, which is opened, exported and folded; a frozen one comes from the cache.
 """
@@ -27,8 +27,8 @@ from graft.learning.heads import Head
 from graft.store import content_key
 from graft.studies.beside import trunk_of_trial
 from graft.studies.frame import Frame, Trial
-from graft.studies.kept_states import kept_trained, kept_tuned
 from graft.studies.probe import samples_of
+from graft.studies.tuning.kept_states import kept_trained, kept_tuned
 
 if TYPE_CHECKING:
     from graft.learning.finetune import Tuned

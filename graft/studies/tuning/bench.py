@@ -20,10 +20,10 @@ from graft.backbones.trunks import TrunkFile, reopened
 from graft.images.pixels import open_pixels, pixels_key
 from graft.store import content_key
 from graft.studies.beside import activations_of
-from graft.studies.finalists import Option
 from graft.studies.frame import Event, Frame, criterion
 from graft.studies.probe import samples_of
 from graft.studies.symmetry import augmenting, shown
+from graft.studies.tuning.finalists import Option
 
 if TYPE_CHECKING:
     from graft.learning.cutting import Cut

@@ -34,11 +34,11 @@ from graft.learning.heads import Head, ridge_head
 from graft.store import content_key
 from graft.studies.beside import trunk_of_trial
 from graft.studies.frame import Event, Frame, Trial, criterion
-from graft.studies.kept_states import kept_trained
 from graft.studies.probe import LATENCY_THREADS, samples_of
 from graft.studies.recipe import Recipe
-from graft.studies.shrinking_networks import Network, network_of, network_trained, prepared_trunk, with_head
-from graft.studies.shrinking_students import STUDENT_VERSION, student_fold, student_geometry
+from graft.studies.shrinking.networks import Network, network_of, network_trained, prepared_trunk, with_head
+from graft.studies.shrinking.students import STUDENT_VERSION, student_fold, student_geometry
+from graft.studies.tuning.kept_states import kept_trained
 
 Precision = Literal["float32", "int8"]
 Kind = Literal[

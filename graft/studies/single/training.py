@@ -5,7 +5,7 @@ A run is one training with a seed of its own; a candidate has `ensemble` of them
 their probabilities is its answer. Every finished (run, fold) is in the journal and every finished epoch in a checkpoint,
 so a kill costs at most one epoch.
 
-Not covered: the last fit (`graft.studies.last_fit`); choosing, testing, packing (`graft.studies.search`).
+Not covered: the last fit (`graft.studies.single.last_fit`); choosing, testing, packing (`graft.studies.search`).
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ import numpy as np
 
 from graft.judging.metrics import METRICS
 from graft.store import content_key
-from graft.studies.bench import Bench, training
 from graft.studies.board import board
 from graft.studies.branches import model_costs
-from graft.studies.candidate import (
+from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.journal import TRIALS
+from graft.studies.probe import activating
+from graft.studies.rungs import Progress, Working, tell
+from graft.studies.single.candidate import (
     Candidate,
     augmentation_for,
     bench_for,
     bench_of_run,
     show_views,
 )
-from graft.studies.frame import Event, Frame, Trial, criterion
-from graft.studies.journal import TRIALS
-from graft.studies.page import FIND
-from graft.studies.probe import activating
-from graft.studies.rungs import Progress, Working, tell
+from graft.studies.single.page import FIND
+from graft.studies.tuning.bench import Bench, training
 
 if TYPE_CHECKING:
     from graft.learning.finetune import Tuned

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graft.images.pixels import open_pixels
-from graft.studies.finalists import Cost, Option
 from graft.studies.frame import Frame
+from graft.studies.tuning.finalists import Cost, Option
 
 if TYPE_CHECKING:
     from graft.learning.cutting import Cut

@@ -1,6 +1,6 @@
 """A shrunk candidate fitted on all images, and `graft shrink`: the smallest model of a finished study.
 
-In: the run folder of a study. Out: its trials continued with smaller ones (`graft.studies.shrinking`), the bundle
+In: the run folder of a study. Out: its trials continued with smaller ones (`graft.studies.shrinking.rung`), the bundle
 `model-small.graft` beside the study's own, which is never touched, and `study.json` with the part `shrink` and the new
 candidates. After SIGKILL the same call goes on where it was.
 
@@ -30,8 +30,7 @@ from graft.studies.finish import Fitted, packing
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.rungs import Progress
 from graft.studies.settings import Settings
-from graft.studies.shrinking import TOLERANCE, shrink_rung
-from graft.studies.shrinking_networks import (
+from graft.studies.shrinking.networks import (
     TUNED,
     Network,
     network_of,
@@ -39,8 +38,9 @@ from graft.studies.shrinking_networks import (
     network_tuned,
     with_head,
 )
-from graft.studies.shrinking_students import student_geometry, taught_by
-from graft.studies.shrinking_variants import Variant, calibrated, teacher_of, variant_of
+from graft.studies.shrinking.rung import TOLERANCE, shrink_rung
+from graft.studies.shrinking.students import student_geometry, taught_by
+from graft.studies.shrinking.variants import Variant, calibrated, teacher_of, variant_of
 
 SMALL_BUNDLE = "model-small.graft"
 BUDGET_SECONDS = 600.0
@@ -95,7 +95,7 @@ def _network_of_all(
 
 def _trained_on_all(frame: Frame, base: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Network]:
     if base.recipe.strategy in TUNED:
-        from graft.studies.finetuning import refitting_tuned
+        from graft.studies.tuning.rung import refitting_tuned
 
         _, tuned = yield from refitting_tuned(frame, base, trials)
         return network_tuned(frame, base, tuned)

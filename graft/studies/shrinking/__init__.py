@@ -1,0 +1,1 @@
+"""Smaller models: a rung of the study, and `graft shrink`."""

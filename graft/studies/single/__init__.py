@@ -1,0 +1,1 @@
+"""`graft train`: one recipe, on the folds of a study, with everything that can be asked for."""
