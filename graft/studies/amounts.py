@@ -61,7 +61,7 @@ def amounts_rung(frame: Frame, done: Progress) -> Working:
     yield Event("stage", "How many images are needed")
     curves: list[Curve] = []
     if scratch is not None:
-        curve = yield from _from_scratch(frame, scratch)
+        curve = yield from _from_scratch(frame, scratch, kept_seconds=done.last_fit_seconds)
         curves += [curve] if curve is not None else []
     if transfer is not None:
         folds = curves[0].folds if curves else tuple(range(frame.folds.count))
@@ -159,7 +159,7 @@ def _head(
     return frame.journal.add_fold(key, fold, found, facts), found
 
 
-def _from_scratch(frame: Frame, trial: Trial) -> Generator[Event, None, Curve | None]:
+def _from_scratch(frame: Frame, trial: Trial, *, kept_seconds: float) -> Generator[Event, None, Curve | None]:
     """The same design, trained on fewer rows for as many epochs; on all rows its predictions are known."""
     from graft.backbones.scratch import design
 
@@ -171,7 +171,9 @@ def _from_scratch(frame: Frame, trial: Trial) -> Generator[Event, None, Curve | 
     for fold in finished:
         small: dict[tuple[float, int], np.ndarray] = {}
         for share in SHARES[:-1]:
-            found = yield from _trained(frame, trial, made, settings, share, fold)
+            found = yield from _trained(
+                frame, trial, made, settings, share, fold, seconds=frame.remaining_seconds() - kept_seconds
+            )
             if found is None:
                 break
             small[share, fold] = found
@@ -184,13 +186,20 @@ def _from_scratch(frame: Frame, trial: Trial) -> Generator[Event, None, Curve | 
 
 
 def _trained(
-    frame: Frame, trial: Trial, made: ScratchDesign, settings: TrainingSettings, share: float, fold: int
+    frame: Frame,
+    trial: Trial,
+    made: ScratchDesign,
+    settings: TrainingSettings,
+    share: float,
+    fold: int,
+    *,
+    seconds: float,
 ) -> Generator[Event, None, np.ndarray | None]:
-    """Held-out probabilities after training on the share of a fold's rows; None where there is no time for it."""
+    """Held-out probabilities after training on the share of a fold's rows; None where `seconds` are none."""
     key = content_key("amounts.v1", trial.recipe.key, repr(share))
     known = frame.journal.fold(key, fold)
     if known is None:
-        if frame.remaining_seconds() <= 0:
+        if seconds <= 0:
             return None
         known = yield from measured_fold(
             frame,
@@ -200,7 +209,7 @@ def _trained(
             fold=fold,
             rows=_rows(frame, share, fold),
             key=key,
-            deadline_seconds=max(1.0, DEADLINE_SHARE * share * frame.remaining_seconds()),
+            deadline_seconds=max(1.0, DEADLINE_SHARE * share * seconds),
             text=f"from scratch on {share:.0%} of the images, fold {fold + 1}",
         )
     return known[1]

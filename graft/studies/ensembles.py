@@ -12,7 +12,7 @@ selected on all folds. The best single candidate that it is held against was pic
 
 Everything is a function of the trials: nothing is journalled, and a study that goes on finds the same. Cost: some
 thousand means of a column. Fitting on all images costs what its members cost; of those that are trained step by step
-there are at most two, because the budget plans for one.
+there are at most two, and where the budget has no time left for both the ensemble is told of but is no candidate.
 
 Not covered: the mean of the models of the folds of one recipe (every image was seen by all of them but one, so that it
 has no out-of-fold score), the mean over seeds of one recipe (`graft train --ensemble N`), and members that want their
@@ -36,10 +36,11 @@ from graft.studies.branches import ModelCosts, joined, together_costs
 from graft.studies.finish import Fitted
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.recipe import Recipe
-from graft.studies.rungs import Progress, Working, tell
+from graft.studies.rungs import Progress, Working, last_fit_seconds, tell
 
 MOST_MEMBERS = 4
 MOST_TRAINED = 2
+OVERTIME = 0.03  # of the budget
 PICKS = 16
 LEAST = 1e-12  # what a probability counts at least
 DRAWS = 1_000
@@ -81,9 +82,15 @@ def ensembles_rung(frame: Frame, done: Progress) -> Working:
     found = ensemble_of(pool, frame.targets, frame.folds.assignment[frame.rows])
     members = [pool[i] for i in found.picks]
     trial = trial_of(pool, found, together_costs(frame, members)) if len(members) > 1 else None
-    if trial is not None:
-        done.trials.append(trial)
     told = _told(frame, pool, found, trial, single=usable[0])
+    seconds = sum(map(last_fit_seconds, members))
+    spare = frame.remaining_seconds() + OVERTIME * frame.settings.budget_seconds
+    if trial is not None and seconds <= max(spare, done.last_fit_seconds):
+        done.trials.append(trial)
+    elif trial is not None:
+        told["sentence"] += (
+            f" It is not handed over: fitting its members would take about {seconds:.0f} s, which the budget has not left."
+        )
     done.extras["ensembles"] = {**told, "left_out": left_out}
     yield from tell(done, told["sentence"])
 

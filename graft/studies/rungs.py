@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 else:
     ScratchDesign = TrainingSettings = Any
 
-TUNING_SHARE = 0.35  # of the budget is planned for fine-tuning and the last fit of what is tuned
-SCRATCH_SHARE = 0.25  # for training from scratch
-AFTER_TUNING_SHARE = 0.4  # is kept for all that follows fine-tuning
+TUNING_SHARE = 0.45  # of the budget is planned for fine-tuning and the last fit of what is tuned
+SCRATCH_SHARE = 0.2  # for training from scratch
+AFTER_TUNING_SHARE = 0.35  # is kept for all that follows fine-tuning
 ALONE_SHARE = 0.6  # of the budget for training from scratch where nothing else takes time; the rest is slack
 ALONE_TUNING_SHARE = 0.75  # for fine-tuning with --only finetuned
+LAST_FIT = 1.3  # times the seconds of a fold: fitting on all images
 AMOUNTS_COST = 0.75  # of a fold: training on a quarter and a half of its images
 LEAST_TRAINING = 0.2e12  # multiply-adds of a fold, forward
 TRAINING_SPEED = 27e9  # forward multiply-adds per second of training on two cores with bfloat16
@@ -52,6 +53,16 @@ class Progress:
     trunks: dict[str, TrunkFile] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
     extras: dict[str, Any] = field(default_factory=dict)  # by its name in study.json
+
+    @property
+    def last_fit_seconds(self) -> float:
+        """What it will take to fit the dearest of what was trained once more on all images: kept for the end."""
+        return max(map(last_fit_seconds, self.trials), default=0.0)
+
+
+def last_fit_seconds(trial: Trial) -> float:
+    """As long as one of its folds, and a third more; what is not trained step by step takes next to nothing."""
+    return LAST_FIT * trial.train_seconds / len(trial.curves) if trial.curves else 0.0
 
 
 def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Working:
@@ -190,7 +201,8 @@ def scratch_rung(frame: Frame, done: Progress) -> Working:
     yield Event("stage", f"Training a small CNN from scratch on the same {frame.folds.count} folds")
     made, geometry = design(frame.dataset, development=len(frame.rows))
     yield from prepare(frame, [geometry])
-    trial = yield from scratching(frame, made, geometry, training_settings(frame))
+    settings, kept = training_settings(frame), done.last_fit_seconds
+    trial = yield from scratching(frame, made, geometry, settings, kept_seconds=kept)
     if trial is not None:
         first = not done.trials
         done.trials.append(trial)

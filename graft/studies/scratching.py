@@ -51,21 +51,38 @@ def scratch_recipe(
 
 
 def scratching(
-    frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings
+    frame: Frame,
+    design: ScratchDesign,
+    geometry: Preprocess,
+    settings: TrainingSettings,
+    *,
+    kept_seconds: float = 0.0,
 ) -> Generator[Event, None, Trial | None]:
-    """Train on every fold. Returns None if the budget ended before the first fold did."""
+    """Train on every fold; of the budget, `kept_seconds` are for other work. Returns None if it ended before a fold did."""
     recipe = scratch_recipe(frame, design, geometry, settings)
     probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
     seconds, curves = 0.0, []
     for fold in range(frame.folds.count):
         known = frame.journal.fold(recipe.key, fold)
         if known is None:
-            if frame.remaining_seconds() <= 0 and fold:
+            if frame.remaining_seconds() <= kept_seconds and fold:
                 yield Event(
                     "notice", f"The budget ended after {fold} of {frame.folds.count} folds from scratch."
                 )
                 break
-            known = yield from _fold(frame, recipe, design, settings, fold)
+            # One share more than folds is left for fitting on all images and packing.
+            share = (frame.remaining_seconds() - kept_seconds) / (frame.folds.count - fold + 1)
+            known = yield from measured_fold(
+                frame,
+                recipe,
+                design,
+                settings,
+                fold=fold,
+                rows=frame.learned_from(fold),
+                key=recipe.key,
+                deadline_seconds=max(1.0, share),
+                text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
+            )
         probabilities[frame.held_out(fold)] = known[1]
         seconds += float(known[0]["seconds"])
         curves.append({"fold": fold, **known[0]["curve"]})
@@ -82,25 +99,6 @@ def scratching(
         taps=1,
         about={"family": "small_cnn", "source": "random weights", "licence": "Apache-2.0", "runner": "torch"},
         curves=tuple(curves),
-    )
-
-
-def _fold(
-    frame: Frame, recipe: Recipe, design: ScratchDesign, settings: TrainingSettings, fold: int
-) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
-    # One share more than folds is left for fitting on all images and packing.
-    return (
-        yield from measured_fold(
-            frame,
-            recipe,
-            design,
-            settings,
-            fold=fold,
-            rows=frame.learned_from(fold),
-            key=recipe.key,
-            deadline_seconds=max(1.0, frame.remaining_seconds() / (frame.folds.count - fold + 1)),
-            text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
-        )
     )
 
 

@@ -126,7 +126,7 @@ def _rungs(frame: Frame, planned: Plan, done: Progress, ahead: Ahead, *, alone: 
     if only != "finetuned":
         yield scratch_rung(frame, done)
     yield amounts_rung(frame, done)
-    if alone and only is None:
+    if alone and only is None and frame.remaining_seconds() > done.last_fit_seconds:
         yield shrink_rung(frame, done)
     if alone:
         yield ensembles_rung(frame, done)

@@ -21,10 +21,11 @@ from graft.learning.tune_settings import TuneSettings
 from graft.studies import results
 from graft.studies.choice import Choice, choose
 from graft.studies.frame import Event
+from graft.studies.rungs import Progress, last_fit_seconds
 from graft.studies.search import studying
 from graft.studies.settings import resolved
 from graft.studies.tuning import finalists
-from graft.studies.tuning.finalists import Cost, Level, Option, cuts_below, plan_seconds, planned
+from graft.studies.tuning.finalists import Cost, Level, Option, cuts_below, kept_share, plan_seconds, planned
 
 SHORT = (Level(epochs=2, views=1, folds=0, least=2),)
 
@@ -178,6 +179,18 @@ def test_a_plan_never_promises_more_than_the_seconds(seconds: float) -> None:
     options = [option("s2", 1e-3), option("", 4e-3), option("s3", 3e-4)]
     plan = planned(options, images=1_000, folds=5, seconds=seconds)
     assert plan_seconds(plan.options, images=1_000, folds=5, through=max(1, plan.folds)) <= seconds
+
+
+@pytest.mark.parametrize(("images", "share"), [(1, 0.15), (300, 0.15), (800, 0.1), (10_000, 0.05)])
+def test_of_few_images_a_seventh_is_kept_back_of_many_a_twentieth(images: int, share: float) -> None:
+    assert kept_share(images) == share
+
+
+def test_the_last_fit_of_what_was_trained_is_kept_time_for() -> None:
+    frozen = trial("frozen", probabilities(0.9, seed=1))
+    tuned = replace(frozen, train_seconds=50.0, curves=({"fold": 0}, {"fold": 1}))
+    assert last_fit_seconds(frozen) == 0 and last_fit_seconds(tuned) == pytest.approx(1.3 * 25)
+    assert Progress().last_fit_seconds == 0 and Progress([frozen, tuned]).last_fit_seconds > 30
 
 
 @pytest.mark.usefixtures("few")

@@ -34,6 +34,7 @@ from graft.studies.tuning.finalists import (
     Option,
     TuningPlan,
     finalists,
+    kept_share,
     options_of,
     planned,
 )
@@ -113,7 +114,9 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
             (trial, activations_of(frame, trial)[0])
             for trial in finalists(frame, list(frozen.values()), entries)
         ]
-        options = options_of(found, TuneSettings(patience=UNTIL_THE_END), compute=frame.compute)
+        share = kept_share(len(frame.learned_from(0)))
+        settings = TuneSettings(patience=UNTIL_THE_END, validation_share=share)
+        options = options_of(found, settings, compute=frame.compute)
         plan = planned(options, images=len(frame.rows), folds=frame.folds.count, seconds=seconds)
         facts = {
             name: [
