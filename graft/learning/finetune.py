@@ -201,9 +201,7 @@ def start(
     """The tuner before its first step: with a ridge head of the rows to learn from, or a fresh one."""
     rates, statistics = rates_of(settings), settings.batch_norm == "train"
     if settings.head == "ridge":
-        head = _ridge(
-            features, lesson.targets, lesson.learn, classes, settings, criterion, least=settings.start_penalty
-        )
+        head = _ridge(features, lesson.targets, lesson.learn, classes, settings, criterion, first=True)
     else:
         width = _width(cutting, lesson.source.plain(lesson.learn[:2]), compute)
         unit, decay = settings.unit_length, settings.weight_decay
@@ -217,8 +215,7 @@ def start(
             read = np.concatenate([tuner.features(maps).cpu().numpy() for maps in plain])
         if settings.head == "ridge":
             labels, every = lesson.targets[lesson.learn], np.arange(len(lesson.learn))
-            least = settings.start_penalty
-            tuner.begin_with(_ridge(read, labels, every, classes, settings, criterion, least=least))
+            tuner.begin_with(_ridge(read, labels, every, classes, settings, criterion, first=True))
     return tuner
 
 
@@ -247,8 +244,9 @@ def _ridge(
     settings: TuneSettings,
     criterion: Criterion | None,
     *,
-    least: float = 0.0,
+    first: bool = False,
 ) -> Head:
+    """The head that answers, or the `first` one of a training, which is less bold."""
     assert features is not None, "a ridge head needs the features of the frozen network"
     return ridge_head(
         features[rows],
@@ -256,7 +254,8 @@ def _ridge(
         classes=classes,
         balance=settings.balance,
         criterion=criterion,
-        least_penalty=least,
+        least_penalty=settings.start_penalty if first else 0.0,
+        temperature=settings.start_temperature if first else 1.0,
     )
 
 

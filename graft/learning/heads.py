@@ -81,11 +81,13 @@ def ridge_head(
     balance: Balance,
     criterion: Criterion | None,
     least_penalty: float = 0.0,
+    temperature: float = 1.0,
 ) -> Head:
     """The closed-form head of these rows (`graft.learning.ridge`), balanced as the training behind it will be.
 
     `none` weights no class, `sampler` weights each with the inverse of its frequency, `root` lets leave-one-out choose;
-    `logit` subtracts the logarithm of the classes' shares from the logits (Menon et al. 2021, arXiv 2007.07314).
+    `logit` subtracts the logarithm of the classes' shares from the logits (Menon et al. 2021, arXiv 2007.07314), which
+    before that are divided by `temperature`.
     """
     with threadpool_limits(1):
         found = ridge.fit(
@@ -96,7 +98,8 @@ def ridge_head(
             balances=_EXPONENTS.get(balance, ridge.BALANCES),
             least_penalty=least_penalty,
         )
-    return Head(found.weight, found.bias - log_prior(targets, classes, balance))
+    softened = Head(found.weight, found.bias).softened(temperature)
+    return replace(softened, bias=softened.bias - log_prior(targets, classes, balance))
 
 
 def fresh_head(kind: HeadKind, features: int, *, classes: int, unit_length: bool, seed: int) -> Head:

@@ -29,7 +29,9 @@ class TuneSettings:
     `epochs` is the upper limit, `steps` another (but at least `least_epochs`); `patience` in epochs. `trunk_rate`,
     `head_rate`: AdamW's; a stage further down learns with `stage_decay` of the rate above it.
     `start_penalty`: the least penalty of the ridge head that training starts from (the best one may lean on directions in
-    which the features hardly vary: its norm was 500 on magnetic_tile, and the first steps upset everything). `averaging`: decay of the
+    which the features hardly vary: its norm was 500 on magnetic_tile, and the first steps upset everything). Its logits
+    are divided by `start_temperature`: on the very images it was fitted to it is so sure that little is left to learn from
+    (docs/log.md, 2026-11-21: sketches). `averaging`: decay of the
     averaged weights per step. `views`: how many views are kept behind a frozen prefix; 0 makes fresh ones each time.
     `validation_share`: the part of the rows kept back; with 0 there are exactly `stop_epoch` epochs of the plan and
     `temperature` is taken as given. `mixup`, `cutmix`: the parameters of their beta distributions; 0 is none, with both each batch has one of them.
@@ -46,6 +48,7 @@ class TuneSettings:
     batch_size: int = 32
     trunk_rate: float = 6e-4
     start_penalty: float = 0.01
+    start_temperature: float = 5.0
     head_rate: float = 1e-3
     stage_decay: float = 0.75
     weight_decay: float = 0.02

@@ -275,7 +275,7 @@ def _settings(page: Page, head: str, *, cut: str, tap: str) -> TuneSettings:
     elif page.random:
         base = TuneSettings(epochs=300, patience=40, batch_size=16, trunk_rate=1e-3, head_rate=1e-3)
     elif cut == tap:
-        base = TuneSettings(epochs=100, patience=10, steps=5_000, trunk_rate=0.0)
+        base = TuneSettings(epochs=100, patience=10, steps=5_000, trunk_rate=0.0, start_temperature=1.0)
     else:
         base = TuneSettings()
     if page.random:
