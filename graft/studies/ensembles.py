@@ -83,16 +83,20 @@ def ensembles_rung(frame: Frame, done: Progress) -> Working:
     members = [pool[i] for i in found.picks]
     trial = trial_of(pool, found, together_costs(frame, members)) if len(members) > 1 else None
     told = _told(frame, pool, found, trial, single=usable[0])
-    seconds = sum(map(last_fit_seconds, members))
-    spare = frame.remaining_seconds() + OVERTIME * frame.settings.budget_seconds
-    if trial is not None and seconds <= max(spare, done.last_fit_seconds):
+    left, budget = frame.remaining_seconds(), frame.settings.budget_seconds
+    if trial is not None and in_time(members, left=left, kept=done.last_fit_seconds, budget=budget):
         done.trials.append(trial)
     elif trial is not None:
         told["sentence"] += (
-            f" It is not handed over: fitting its members would take about {seconds:.0f} s, which the budget has not left."
+            " It is not handed over: the budget has no time left to fit its members on all images."
         )
     done.extras["ensembles"] = {**told, "left_out": left_out}
     yield from tell(done, told["sentence"])
+
+
+def in_time(members: Sequence[Trial], *, left: float, kept: float, budget: float) -> bool:
+    """Whether all members can be fitted again, in the seconds `left` and a little more; `kept` seconds there always are."""
+    return sum(map(last_fit_seconds, members)) <= max(left + OVERTIME * budget, kept)
 
 
 def ensemble_of(

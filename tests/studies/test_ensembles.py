@@ -126,6 +126,15 @@ def test_it_is_not_chosen_for_a_hair() -> None:
     assert chosen_from([*pool, joint]).chosen == 0
 
 
+def test_members_that_cannot_be_fitted_in_time() -> None:
+    frozen, other = several(2)
+    tuned = replace(frozen, train_seconds=100.0, curves=({"fold": 0}, {"fold": 1}))  # a last fit of 65 s
+    assert ensembles.in_time([frozen, other], left=-100.0, kept=0.0, budget=300.0)
+    assert ensembles.in_time([tuned, other], left=-100.0, kept=65.0, budget=300.0)
+    assert not ensembles.in_time([tuned, tuned], left=100.0, kept=65.0, budget=300.0)
+    assert ensembles.in_time([tuned, tuned], left=125.0, kept=65.0, budget=300.0)
+
+
 def test_the_sentence() -> None:
     single, joint = trial("net/t", probabilities(0.8, seed=0)), trial("e/t", probabilities(0.9, seed=0))
     joint = replace(joint, recipe=replace(joint.recipe, name="ensemble of 3"), model_bytes=2_900_000)
