@@ -181,6 +181,16 @@ def test_a_plan_never_promises_more_than_the_seconds(seconds: float) -> None:
     assert plan_seconds(plan.options, images=1_000, folds=5, through=max(1, plan.folds)) <= seconds
 
 
+def test_two_stages_of_the_cheaper_network_come_before_the_last_of_the_dearer() -> None:
+    dear, cheap = option("s2", 1e-1), option("s2", 1e-3)
+    last = replace(option("s3", 1e-3), shallow=True)
+    plan = planned([dear, cheap, last], images=1_000, folds=5, seconds=150.0)
+    assert plan.options[0].cost == cheap.cost and not plan.options[0].shallow
+    assert [one.shallow for one in planned([dear, last], images=1_000, folds=5, seconds=150.0).options] == [
+        True
+    ]
+
+
 @pytest.mark.parametrize(("images", "share"), [(1, 0.15), (300, 0.15), (800, 0.1), (10_000, 0.05)])
 def test_of_few_images_a_seventh_is_kept_back_of_many_a_twentieth(images: int, share: float) -> None:
     assert kept_share(images) == share

@@ -33,7 +33,6 @@ else:
 MOST = 4
 DRAWS = 400
 REFIT = 1.3  # of a fold: the last fit on all images
-DEPTHS = (0, 1, 3)  # ranks of the last two stages, of everything, of the last stage alone
 OVERHEAD = 4.0  # seconds to open and cut a network, and for the ridge heads of a fold
 PLAN = "tuning_plan.v2"
 
@@ -84,12 +83,16 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A frozen trial, the depth to tune it at, the settings of that, and what it costs by the count of its layers."""
+    """A frozen trial, the depth to tune it at, the settings of that, and what it costs by the count of its layers.
+
+    `shallow`: nothing but the last stage learns.
+    """
 
     trial: Trial
     cut: str
     settings: TuneSettings
     cost: Cost
+    shallow: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -201,7 +204,7 @@ def cuts_below(names: Sequence[str], tap: str) -> list[str]:
 def options_of(
     found: Sequence[tuple[Trial, TrunkFile]], settings: TuneSettings, *, compute: Compute
 ) -> list[Option]:
-    """Every finalist at every depth: the better finalist and the likelier depth first, the last stage alone at the end."""
+    """Every finalist at every depth: the better finalist and the likelier depth first, the last stages alone at the end."""
     from graft.backbones.effort import efforts, view_seconds
 
     ordered = []
@@ -211,7 +214,8 @@ def options_of(
         until = efforts(trunk.entry, size=size, ends=names)
         top = until[trial.recipe.tap]
         view = view_seconds(size, compute)
-        for depth, cut in enumerate(cuts_below(names, trial.recipe.tap)):
+        cuts = cuts_below(names, trial.recipe.tap)
+        for depth, cut in enumerate(cuts):
             prefix = until[cut].forward_seconds(compute) if cut else 0.0
             tail = top.minus(until[cut]) if cut else top
             live = 0.0 if cut else view
@@ -220,13 +224,20 @@ def options_of(
                 tail.forward_seconds(compute),
                 prefix + view if cut else 0.0,
             )
-            ordered.append((rank + DEPTHS[depth], rank, Option(trial, cut, replace(settings, cut=cut), cost)))
-    return [option for _, _, option in sorted(ordered, key=lambda row: row[:2])]
+            shallow = bool(cut) and cut == cuts[-1]
+            option = Option(trial, cut, replace(settings, cut=cut), cost, shallow)
+            ordered.append((shallow, rank + depth, rank, option))
+    return [option for *_, option in sorted(ordered, key=lambda row: row[:3])]
 
 
 def planned(options: Sequence[Option], *, images: int, folds: int, seconds: float) -> TuningPlan:
-    """The most thorough plan that the seconds pay: whichever option wins can be measured and fitted on all images."""
-    for level in LEVELS:
+    """The most thorough plan that the seconds pay: whichever option wins can be measured and fitted on all images.
+
+    A plan of last stages alone is made only where no level pays for more: on drawings they lost to their frozen heads,
+    where two stages of a cheaper network gained ten points.
+    """
+    deep = any(not option.shallow for option in options)
+    for level, alone in [(level, alone) for alone in (False, True) for level in LEVELS]:
         through = level.folds or folds
         if through > folds:
             continue
@@ -237,6 +248,8 @@ def planned(options: Sequence[Option], *, images: int, folds: int, seconds: floa
             one = replace(option, settings=shorter)
             if plan_seconds([*picked, one], images=images, folds=folds, through=through) <= seconds:
                 picked.append(one)
+        if deep and not alone and all(option.shallow for option in picked):
+            continue
         if len(picked) >= min(level.least, len(options)) and picked:
             taken = {(id(option.trial), option.cut) for option in picked}
             left = tuple(option for option in options if (id(option.trial), option.cut) not in taken)
