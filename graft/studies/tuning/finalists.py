@@ -233,11 +233,11 @@ def options_of(
 def planned(options: Sequence[Option], *, images: int, folds: int, seconds: float) -> TuningPlan:
     """The most thorough plan that the seconds pay: whichever option wins can be measured and fitted on all images.
 
-    A plan of last stages alone is made only where no level pays for more: on drawings they lost to their frozen heads,
-    where two stages of a cheaper network gained ten points.
+    A plan of last stages alone is made only where no level that measures every fold pays for more: on drawings they lost
+    to their frozen heads, where two stages of a cheaper network gained seven points.
     """
-    deep = any(not option.shallow for option in options)
-    for level, alone in [(level, alone) for alone in (False, True) for level in LEVELS]:
+    whole = [level for level in LEVELS if not level.folds] if any(not o.shallow for o in options) else []
+    for number, level in enumerate([*whole, *LEVELS]):
         through = level.folds or folds
         if through > folds:
             continue
@@ -248,7 +248,7 @@ def planned(options: Sequence[Option], *, images: int, folds: int, seconds: floa
             one = replace(option, settings=shorter)
             if plan_seconds([*picked, one], images=images, folds=folds, through=through) <= seconds:
                 picked.append(one)
-        if deep and not alone and all(option.shallow for option in picked):
+        if number < len(whole) and all(option.shallow for option in picked):
             continue
         if len(picked) >= min(level.least, len(options)) and picked:
             taken = {(id(option.trial), option.cut) for option in picked}
