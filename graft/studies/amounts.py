@@ -28,7 +28,7 @@ from graft.store import content_key
 from graft.studies.amount_words import Point, amounts_sentence
 from graft.studies.beside import activations_of, best_frozen
 from graft.studies.frame import Event, Frame, Trial, criterion
-from graft.studies.rungs import Progress, Working, amount_folds, training_settings
+from graft.studies.rungs import Progress, Working, amount_folds, kept_for_the_end, training_settings
 from graft.studies.scratching import measured_fold
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def amounts_rung(frame: Frame, done: Progress) -> Working:
     yield Event("stage", "How many images are needed")
     curves: list[Curve] = []
     if scratch is not None:
-        curve = yield from _from_scratch(frame, scratch, kept_seconds=done.last_fit_seconds)
+        curve = yield from _from_scratch(frame, scratch, kept_seconds=kept_for_the_end(frame, done.trials))
         curves += [curve] if curve is not None else []
     if transfer is not None:
         folds = curves[0].folds if curves else tuple(range(frame.folds.count))

@@ -36,7 +36,7 @@ from graft.studies.branches import ModelCosts, joined, together_costs
 from graft.studies.finish import Fitted
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.recipe import Recipe
-from graft.studies.rungs import Progress, Working, last_fit_seconds, tell
+from graft.studies.rungs import Progress, Working, kept_for_the_end, last_fit_seconds, tell
 
 MOST_MEMBERS = 4
 MOST_TRAINED = 2
@@ -84,7 +84,8 @@ def ensembles_rung(frame: Frame, done: Progress) -> Working:
     trial = trial_of(pool, found, together_costs(frame, members)) if len(members) > 1 else None
     told = _told(frame, pool, found, trial, single=usable[0])
     left, budget = frame.remaining_seconds(), frame.settings.budget_seconds
-    if trial is not None and in_time(members, left=left, kept=done.last_fit_seconds, budget=budget):
+    kept = kept_for_the_end(frame, done.trials)
+    if trial is not None and in_time(members, left=left, kept=kept, budget=budget):
         done.trials.append(trial)
     elif trial is not None:
         told["sentence"] += (

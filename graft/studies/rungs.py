@@ -34,6 +34,7 @@ SCRATCH_SHARE = 0.2  # for training from scratch
 AFTER_TUNING_SHARE = 0.35  # is kept for all that follows fine-tuning
 ALONE_SHARE = 0.6  # of the budget for training from scratch where nothing else takes time; the rest is slack
 ALONE_TUNING_SHARE = 0.75  # for fine-tuning with --only finetuned
+NEAR = 0.05  # of accuracy: what is further behind the best will not be chosen
 LAST_FIT = 1.3  # times the seconds of a fold: fitting on all images
 AMOUNTS_COST = 0.75  # of a fold: training on a quarter and a half of its images
 LEAST_TRAINING = 0.2e12  # multiply-adds of a fold, forward
@@ -54,10 +55,21 @@ class Progress:
     plan: list[dict[str, Any]] = field(default_factory=list)
     extras: dict[str, Any] = field(default_factory=dict)  # by its name in study.json
 
-    @property
-    def last_fit_seconds(self) -> float:
-        """What it will take to fit the dearest of what was trained once more on all images: kept for the end."""
-        return max(map(last_fit_seconds, self.trials), default=0.0)
+
+def kept_for_the_end(frame: Frame, trials: Sequence[Trial]) -> float:
+    """Seconds that the last fit of what may still be chosen takes: of what was trained and is not far behind the best."""
+    right = {id(trial): _accuracy(frame, trial) for trial in trials}
+    best = max((right[id(trial)] for trial in trials if trial.complete), default=0.0)
+    near = [trial for trial in trials if right[id(trial)] >= best - NEAR]
+    return max(map(last_fit_seconds, near), default=0.0)
+
+
+def _accuracy(frame: Frame, trial: Trial) -> float:
+    """On the folds that were finished."""
+    known = ~np.isnan(trial.probabilities).any(axis=1)
+    if not known.any():
+        return 0.0
+    return float((trial.probabilities[known].argmax(axis=1) == frame.targets[known]).mean())
 
 
 def last_fit_seconds(trial: Trial) -> float:
@@ -201,7 +213,7 @@ def scratch_rung(frame: Frame, done: Progress) -> Working:
     yield Event("stage", f"Training a small CNN from scratch on the same {frame.folds.count} folds")
     made, geometry = design(frame.dataset, development=len(frame.rows))
     yield from prepare(frame, [geometry])
-    settings, kept = training_settings(frame), done.last_fit_seconds
+    settings, kept = training_settings(frame), kept_for_the_end(frame, done.trials)
     trial = yield from scratching(frame, made, geometry, settings, kept_seconds=kept)
     if trial is not None:
         first = not done.trials

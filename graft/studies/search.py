@@ -50,7 +50,15 @@ from graft.studies.knowing import reject_facts
 from graft.studies.place import claim, refuse_place, sweep, write_run
 from graft.studies.plan import Plan, plan
 from graft.studies.retrieval import retrieval_facts
-from graft.studies.rungs import Progress, Working, probe_rung, scratch_rung, training_settings, tuning_rung
+from graft.studies.rungs import (
+    Progress,
+    Working,
+    kept_for_the_end,
+    probe_rung,
+    scratch_rung,
+    training_settings,
+    tuning_rung,
+)
 from graft.studies.settings import Settings
 from graft.studies.shrinking.finish import fitting_shrunk
 from graft.studies.shrinking.rung import shrink_rung
@@ -126,7 +134,7 @@ def _rungs(frame: Frame, planned: Plan, done: Progress, ahead: Ahead, *, alone: 
     if only != "finetuned":
         yield scratch_rung(frame, done)
     yield amounts_rung(frame, done)
-    if alone and only is None and frame.remaining_seconds() > done.last_fit_seconds:
+    if alone and only is None and frame.remaining_seconds() > kept_for_the_end(frame, done.trials):
         yield shrink_rung(frame, done)
     if alone:
         yield ensembles_rung(frame, done)
