@@ -10,7 +10,8 @@ and latency. The steps, in the order in which a small budget pays them:
 4. the most promising of all these in 8 bits (`graft.deploy.quantise`);
 5. the best of what was fine-tuned, and the small CNN from scratch, in 8 bits;
 6. the best frozen network with fewer inner channels (`graft.deploy.thinning`), in 8 bits;
-7. students of the best network (`graft.studies.shrinking.students`), and they in 8 bits.
+7. the rest of the curve in 8 bits;
+8. students of the best network (`graft.studies.shrinking.students`), and they in 8 bits.
 
 What is tried is a function of the scores and of a share of the budget, which pays by the size of networks and not by the
 clock, so that two studies with one seed try the same. Every finished (recipe, fold) is in the journal.
@@ -58,6 +59,9 @@ DEPTH_STEP = 0.75  # each next waist has at most this share of the weights of th
 THIN_SHARES = (0.65, 0.45)
 TRAINED = (*TUNED, "scratch")
 SMALL_CNN, SMALL_CNN_GMACS = "small_cnn", 0.035
+AT_FIRST = (
+    4  # of the promising are brought to 8 bits before anything is thinned; the rest of the curve after that
+)
 MOST_TRAINED = 3  # of the candidates that were trained are brought to 8 bits
 # Seconds to plan with, on one thread of any machine: 10^9 multiply-adds (and of a training's forward passes), quantising,
 # opening a trained network, a head on 1,000 images, a view.
@@ -97,20 +101,27 @@ def shrink_rung(
         yield from _several_depths(frame, done, screening)
     purse = Purse((1 - SCREENING) * whole + screening.seconds, until)
     chosen = _worth_quantising(frame, done.trials, tolerance) if frozen else []
-    for trial in [*chosen, *_trained_candidates(frame, done.trials)]:
-        variant = replace(variant_of(trial), precision="int8")
-        if _known(done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
-            yield from _measured(frame, done, trial, variant)
+    first, later = chosen[:AT_FIRST], chosen[AT_FIRST:]
+    for trial in [*first, *_trained_candidates(frame, done.trials)]:
+        yield from _in_8_bits(frame, done, trial, purse)
     for share in THIN_SHARES if frozen else ():
         for trial in _worth_thinning(frame, done.trials, before):
             variant = replace(variant_of(trial), share=share, precision="int8")
             if _known(done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
                 yield from _measured(frame, done, trial, variant)
+    for trial in later:
+        yield from _in_8_bits(frame, done, trial, purse)
     yield from _students(frame, done, purse)
     told = told_of(frame, done.trials, tolerance=tolerance)
     done.extras["shrink"] = told
     yield from tell(done, told["sentence"])
     yield Event("board", "shrunk", board=board(frame, done.trials))
+
+
+def _in_8_bits(frame: Frame, done: Progress, trial: Trial, purse: Purse) -> Working:
+    variant = replace(variant_of(trial), precision="int8")
+    if _known(done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
+        yield from _measured(frame, done, trial, variant)
 
 
 def _trained_candidates(frame: Frame, trials: Sequence[Trial]) -> list[Trial]:
