@@ -61,7 +61,9 @@ def amounts_rung(frame: Frame, done: Progress) -> Working:
     yield Event("stage", "How many images are needed")
     curves: list[Curve] = []
     if scratch is not None:
-        curve = yield from _from_scratch(frame, scratch, kept_seconds=kept_for_the_end(frame, done.trials))
+        curve = yield from _from_scratch(
+            frame, scratch, kept_seconds=kept_for_the_end(frame.targets, done.trials)
+        )
         curves += [curve] if curve is not None else []
     if transfer is not None:
         folds = curves[0].folds if curves else tuple(range(frame.folds.count))

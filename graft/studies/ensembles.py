@@ -84,7 +84,7 @@ def ensembles_rung(frame: Frame, done: Progress) -> Working:
     trial = trial_of(pool, found, together_costs(frame, members)) if len(members) > 1 else None
     told = _told(frame, pool, found, trial, single=usable[0])
     left, budget = frame.remaining_seconds(), frame.settings.budget_seconds
-    kept = kept_for_the_end(frame, done.trials)
+    kept = kept_for_the_end(frame.targets, done.trials)
     if trial is not None and in_time(members, left=left, kept=kept, budget=budget):
         done.trials.append(trial)
     elif trial is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
 from graft.backbones.ahead import Ahead
 from graft.backbones.catalogue import Entry
@@ -56,20 +56,20 @@ class Progress:
     extras: dict[str, Any] = field(default_factory=dict)  # by its name in study.json
 
 
-def kept_for_the_end(frame: Frame, trials: Sequence[Trial]) -> float:
+def kept_for_the_end(targets: Int64[np.ndarray, " m"], trials: Sequence[Trial]) -> float:
     """Seconds that the last fit of what may still be chosen takes: of what was trained and is not far behind the best."""
-    right = {id(trial): _accuracy(frame, trial) for trial in trials}
+    right = {id(trial): _accuracy(targets, trial) for trial in trials}
     best = max((right[id(trial)] for trial in trials if trial.complete), default=0.0)
     near = [trial for trial in trials if right[id(trial)] >= best - NEAR]
     return max(map(last_fit_seconds, near), default=0.0)
 
 
-def _accuracy(frame: Frame, trial: Trial) -> float:
+def _accuracy(targets: Int64[np.ndarray, " m"], trial: Trial) -> float:
     """On the folds that were finished."""
     known = ~np.isnan(trial.probabilities).any(axis=1)
     if not known.any():
         return 0.0
-    return float((trial.probabilities[known].argmax(axis=1) == frame.targets[known]).mean())
+    return float((trial.probabilities[known].argmax(axis=1) == targets[known]).mean())
 
 
 def last_fit_seconds(trial: Trial) -> float:
@@ -213,7 +213,7 @@ def scratch_rung(frame: Frame, done: Progress) -> Working:
     yield Event("stage", f"Training a small CNN from scratch on the same {frame.folds.count} folds")
     made, geometry = design(frame.dataset, development=len(frame.rows))
     yield from prepare(frame, [geometry])
-    settings, kept = training_settings(frame), kept_for_the_end(frame, done.trials)
+    settings, kept = training_settings(frame), kept_for_the_end(frame.targets, done.trials)
     trial = yield from scratching(frame, made, geometry, settings, kept_seconds=kept)
     if trial is not None:
         first = not done.trials

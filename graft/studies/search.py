@@ -134,7 +134,7 @@ def _rungs(frame: Frame, planned: Plan, done: Progress, ahead: Ahead, *, alone: 
     if only != "finetuned":
         yield scratch_rung(frame, done)
     yield amounts_rung(frame, done)
-    if alone and only is None and frame.remaining_seconds() > kept_for_the_end(frame, done.trials):
+    if alone and only is None and frame.remaining_seconds() > kept_for_the_end(frame.targets, done.trials):
         yield shrink_rung(frame, done)
     if alone:
         yield ensembles_rung(frame, done)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from made_sets import stripes, weights_folder
-from made_trials import probabilities, trial
+from made_trials import probabilities, targets, trial
 from study_schema import problems
 
 import graft
@@ -21,7 +21,7 @@ from graft.learning.tune_settings import TuneSettings
 from graft.studies import results
 from graft.studies.choice import Choice, choose
 from graft.studies.frame import Event
-from graft.studies.rungs import last_fit_seconds
+from graft.studies.rungs import kept_for_the_end, last_fit_seconds
 from graft.studies.search import studying
 from graft.studies.settings import resolved
 from graft.studies.tuning import finalists
@@ -182,13 +182,14 @@ def test_a_plan_never_promises_more_than_the_seconds(seconds: float) -> None:
 
 
 def test_two_stages_of_the_cheaper_network_come_before_the_last_of_the_dearer() -> None:
-    dear, cheap = option("s2", 1e-1), option("s2", 1e-3)
+    """Even where the last stage could be tuned for longer."""
+    dear, cheap = option("s2", 1e-1), option("s2", 1e-2)
     last = replace(option("s3", 1e-3), shallow=True)
-    plan = planned([dear, cheap, last], images=1_000, folds=5, seconds=150.0)
-    assert plan.options[0].cost == cheap.cost and not plan.options[0].shallow
-    assert [one.shallow for one in planned([dear, last], images=1_000, folds=5, seconds=150.0).options] == [
-        True
-    ]
+    short = replace(cheap, settings=replace(cheap.settings, epochs=8, views=2))
+    seconds = 1.01 * plan_seconds([short], images=1_000, folds=5, through=5)
+    first = planned([dear, cheap, last], images=1_000, folds=5, seconds=seconds).options[0]
+    assert (first.cost, first.settings.epochs) == (cheap.cost, 8)
+    assert all(one.shallow for one in planned([dear, last], images=1_000, folds=5, seconds=seconds).options)
 
 
 @pytest.mark.parametrize(("images", "share"), [(1, 0.15), (300, 0.15), (800, 0.1), (10_000, 0.05)])
@@ -200,6 +201,13 @@ def test_the_last_fit_of_what_was_trained_is_kept_time_for() -> None:
     frozen = trial("frozen", probabilities(0.9, seed=1))
     tuned = replace(frozen, train_seconds=50.0, curves=({"fold": 0}, {"fold": 1}))
     assert last_fit_seconds(frozen) == 0 and last_fit_seconds(tuned) == pytest.approx(1.3 * 25)
+
+
+def test_time_is_kept_for_what_may_be_chosen_alone() -> None:
+    good, poor = (trial(str(share), probabilities(share, seed=1)) for share in (0.9, 0.6))
+    trained = [replace(one, train_seconds=50.0, curves=({"fold": 0},)) for one in (good, poor)]
+    assert kept_for_the_end(targets(), [good, trained[0]]) == pytest.approx(65)
+    assert kept_for_the_end(targets(), [good, trained[1]]) == 0 == kept_for_the_end(targets(), [])
 
 
 @pytest.mark.usefixtures("few")
