@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from graft.commands import runtimes
+
 
 def add(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="how good a packed model is on labelled images")
     evaluate.add_argument("bundle", help="a folder model.graft")
     evaluate.add_argument("source", help="a folder <class>/..., a CSV or Parquet file")
+    runtimes.add(evaluate)
     evaluate.add_argument("--csv", metavar="FILE", help="write every image's answer as CSV")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=run)
@@ -19,10 +22,11 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from graft import console, following
+    from graft.compute import cpu_threads
     from graft.deploy.bundle import load
     from graft.deploy.evaluate import evaluating, write_answers
 
-    bundle = load(options.bundle, threads=1)
+    bundle = load(options.bundle, threads=1, runtime=options.runtime, abreast=cpu_threads())
     evaluation = following.follow_steps(evaluating(bundle, options.source), to_stderr=options.json)
     if options.csv:
         write_answers(evaluation, Path(options.csv))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graft.commands import runtimes
 from graft.commands.files import image_files
 from graft.errors import GraftError
 
@@ -37,6 +38,7 @@ def add(commands: Any) -> None:
     predict.add_argument(
         "--out", metavar="DIR", help=f"the folder for --explain (default: {EXPLAINED} in the current folder)"
     )
+    runtimes.add(predict)
     form = predict.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per line")
     form.add_argument("--csv", action="store_true", help="CSV with all probabilities")
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from graft.deploy.bundle import load
 
     _check(options)
-    bundle = load(options.bundle)
+    bundle = load(options.bundle, runtime=options.runtime)
     _check_bundle(bundle, options)
     files = image_files([Path(name) for name in options.images])
     tell = _csv(bundle, options) if options.csv else _json(options) if options.json else _plain(options)

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from graft.commands import runtimes
+
 
 def add(commands: Any) -> None:
     serve = commands.add_parser("serve", help="put packed models behind HTTP, with a page to try them")
@@ -20,6 +22,7 @@ def add(commands: Any) -> None:
     serve.add_argument("--api-key-file", metavar="FILE", help="ask for one of these keys, one per line")
     serve.add_argument("--workers", type=int, default=1, help="processes that answer (default: 1)")
     serve.add_argument("--index", metavar="DIR", help="an index made by `graft index`, for similar images")
+    runtimes.add(serve)
     serve.set_defaults(run=run)
 
 
@@ -35,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
             api_key_file=options.api_key_file,
             workers=options.workers,
             index=options.index,
+            runtime=options.runtime,
         )
     )
     print(f"serving at {service.url} (the page; /docs for programs). Ctrl-C ends it.", flush=True)

@@ -1,4 +1,4 @@
-"""A packed model: the folder `model.graft/`, read and used with ONNX Runtime and Pillow alone.
+"""A packed model: the folder `model.graft/`, read and used with ONNX Runtime (or OpenVINO) and Pillow alone.
 
 In: the folder, and images as paths, bytes, PIL images or uint8 arrays. Out: probabilities by class name, or embeddings.
 Importing this module and predicting costs neither torch nor timm. What does not match its hash, is not what it says of
@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from PIL.Image import Image
 
+from graft.deploy.compiled import Compiled, Runtime
 from graft.deploy.opening import (
     ACTIVATION,
     BATCH,
@@ -73,9 +74,20 @@ class Prediction:
 
 
 class Bundle:
-    """An opened `model.graft/`. `labels` are in the order of the output; `facts` is the whole of `bundle.json`."""
+    """An opened `model.graft/`. `labels` are in the order of the output; `facts` is the whole of `bundle.json`.
 
-    def __init__(self, folder: str | Path, *, threads: int = 0) -> None:
+    `threads`: of one run of the network, 0 leaves the number to the runtime. `abreast`: how many threads ask at once,
+    which only OpenVINO wants to know.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        threads: int = 0,
+        runtime: Runtime = "onnxruntime",
+        abreast: int = 1,
+    ) -> None:
         self.folder = Path(folder)
         self.facts = manifest(self.folder)
         self.labels = labels_of(self.facts, self.folder)
@@ -84,6 +96,8 @@ class Bundle:
         self.decision = decision_of(self.facts, self.folder, self.labels)
         self._session = session_of(self.folder / MODEL, threads)
         self._columns = columns_of(self._session, self.folder, self.preprocess, classes=len(self.labels))
+        if runtime == "openvino":
+            self._session = Compiled(self.folder / MODEL, threads=threads, abreast=abreast)
         self._unknown: Any = None
         if self.decision.unknown_file is not None:
             path = self.folder / self.decision.unknown_file
@@ -223,12 +237,14 @@ class Bundle:
             yield batch
 
 
-def load(folder: str | Path, *, threads: int = 0) -> Bundle:
-    """Open a bundle; `threads` 0 leaves the number to ONNX Runtime.
+def load(
+    folder: str | Path, *, threads: int = 0, runtime: Runtime = "onnxruntime", abreast: int = 1
+) -> Bundle:
+    """Open a bundle (see `Bundle`); its answers by either runtime differ by rounding alone.
 
-    Raises BundleError if it is missing, incomplete, altered, or of a newer format.
+    Raises BundleError if it is missing, incomplete, altered, or of a newer format, and where OpenVINO is not installed.
     """
-    return Bundle(folder, threads=threads)
+    return Bundle(folder, threads=threads, runtime=runtime, abreast=abreast)
 
 
 def _pixels(image: Any, preprocess: Preprocess) -> UInt8[np.ndarray, "h w c"]:

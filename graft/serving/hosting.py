@@ -143,7 +143,7 @@ class Models:
         self._hosted = {
             name: Hosted(
                 name,
-                load(folder, threads=1),
+                load(folder, threads=1, runtime=settings.runtime, abreast=threads),
                 decoders=self._decoders,
                 runner=self._runner,
                 abreast=threads,

@@ -50,7 +50,7 @@ class Service:
                 self._app = _created(settings)
             else:
                 for _, folder in settings.bundles:
-                    load(folder, threads=1)
+                    load(folder, threads=1, runtime=settings.runtime)
         except GraftError:
             self._socket.close()
             raise

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graft.deploy.compiled import Runtime
 from graft.errors import SettingsError
 
 MIB = 1024**2
@@ -55,6 +56,7 @@ class Settings:
     workers: int = 1
     index: Path | None = None
     limits: Limits = Limits()
+    runtime: Runtime = "onnxruntime"
 
 
 def resolved(
@@ -66,6 +68,7 @@ def resolved(
     workers: int = 1,
     index: str | Path | None = None,
     limits: Limits | None = None,
+    runtime: Runtime = "onnxruntime",
 ) -> Settings:
     """The settings that the options mean. A bundle is a folder, or `NAME=FOLDER`.
 
@@ -83,6 +86,7 @@ def resolved(
         workers=workers,
         index=Path(index) if index else None,
         limits=limits or Limits(),
+        runtime=runtime,
     )
 
 

@@ -42,12 +42,20 @@ def bundle(client: TestClient, place: Path) -> Bundle:
     return load(place / "tiny.graft")
 
 
-def assert_equal(said: dict[str, Any], data: bytes, bundle: Bundle) -> None:
+def assert_equal(said: dict[str, Any], data: bytes, bundle: Bundle, *, within: float = 1e-6) -> None:
     expected = bundle.predict(data)
     assert said["label"] == expected.label
     assert list(said["probabilities"]) == list(expected.probabilities)
-    assert said["probabilities"] == pytest.approx(expected.probabilities, abs=1e-6)
+    assert said["probabilities"] == pytest.approx(expected.probabilities, abs=within)
     assert said["probability"] == said["probabilities"][said["label"]]
+
+
+def test_by_openvino_the_answers_are_the_same(place: Path, bundle: Bundle) -> None:
+    files = [("image", (f"{number}.img", data)) for number, data in enumerate(IMAGES)]
+    with client_of(settings_of(place, runtime="openvino")) as client:
+        said = client.post("/predict", files=files).json()["predictions"]
+    for one, data in zip(said, IMAGES, strict=True):
+        assert_equal(one, data, bundle, within=1e-5)
 
 
 def test_files_in_a_form(client: TestClient, bundle: Bundle) -> None:
