@@ -167,7 +167,8 @@ def _from_scratch(frame: Frame, trial: Trial, *, kept_seconds: float) -> Generat
 
     made, _ = design(frame.dataset, development=len(frame.rows))
     settings = training_settings(frame)
-    finished = [fold for fold in range(amount_folds(frame, made, settings)) if _finished(frame, trial, fold)]
+    most = amount_folds(frame, made, settings, fold_seconds=trial.train_seconds / max(1, len(trial.curves)))
+    finished = [fold for fold in range(most) if _finished(frame, trial, fold)]
     measured: dict[tuple[float, int], np.ndarray] = {}
     folds: list[int] = []
     for fold in finished:

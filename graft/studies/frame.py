@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from threading import Event as Flag
 from typing import Any, Literal
@@ -81,6 +82,12 @@ class Frame:
         """What is left of the budget."""
         left = self.settings.budget_seconds - self.journal.elapsed_seconds()
         return min(left, 0.0) if self.halt.is_set() else left
+
+
+def budget_of(frame: Frame) -> float | None:
+    """The budget as a journal tells it, beside a decision that follows from it: a longer one decides anew."""
+    seconds = frame.settings.budget_seconds
+    return seconds if math.isfinite(seconds) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

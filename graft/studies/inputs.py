@@ -31,7 +31,7 @@ from graft.judging.uncertainty import Difference, draw_weights, estimate, paired
 from graft.store import write_atomically
 from graft.studies.beside import best_frozen
 from graft.studies.board import board
-from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.frame import Event, Frame, Trial, budget_of, criterion
 from graft.studies.journal import TRIALS
 from graft.studies.probe import priced, probing, samples_of
 from graft.studies.rungs import Progress, Working, prepare, tell
@@ -89,7 +89,8 @@ def _decided(frame: Frame, best: Trial) -> tuple[list[str], str]:
     """The inputs to measure, and a sentence on those that are left out; journalled, so that it is decided once."""
     grey = best.recipe.geometry.channels == 1
     words = ["edges", "gray+edges"] if grey else ["gray", "edges", "rgb+edges"]
-    known = frame.journal.find(DECISION, {"recipe": best.recipe.key})
+    decided = {"recipe": best.recipe.key, "budget": budget_of(frame)}
+    known = frame.journal.find(DECISION, decided)
     if known is None:
         each = _predicted(frame, best)
         room = min(SHARE * frame.settings.budget_seconds, frame.remaining_seconds())
@@ -98,8 +99,7 @@ def _decided(frame: Frame, best: Trial) -> tuple[list[str], str]:
             spent += each
             if spent <= room:
                 kept.append(word)
-        facts = {"recipe": best.recipe.key, "inputs": kept, "seconds": round(spent, 1)}
-        known = frame.journal.append(DECISION, facts)
+        known = frame.journal.append(DECISION, {**decided, "inputs": kept, "seconds": round(spent, 1)})
     left = [word for word in words if word not in known["inputs"]]
     if not left:
         return words, ""

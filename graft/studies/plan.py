@@ -19,6 +19,7 @@ from graft.studies.settings import Settings
 
 # int8 and truncation make a network smaller than its float32 file; a lower tap of one four times too large may fit.
 SIZE_SLACK = 4
+NAMED = "named"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,13 @@ class Plan:
 
     backbones: tuple[tuple[Entry, str], ...]
     notices: tuple[str, ...]
+
+    @property
+    def order(self) -> tuple[tuple[Entry, str], ...]:
+        """In which they are probed: after the cheapest, the best on ImageNet, for which there must be time."""
+        first, rest = self.backbones[:1], self.backbones[1:]
+        best = max(self.backbones, key=lambda one: one[0].top1 or 0.0, default=None)
+        return tuple(dict.fromkeys((*first, *([best] if best else []), *rest)))
 
 
 def plan(settings: Settings, *, folder: WeightsFolder | None, reach: Reach) -> Plan:
@@ -45,7 +53,7 @@ def plan(settings: Settings, *, folder: WeightsFolder | None, reach: Reach) -> P
                 f"The weights of {entry.name} are not here. {reach.reason} Name a folder that holds them with "
                 "--weights DIR, or leave --backbones out to use what there is (graft models)."
             )
-        chosen[entry.name] = (entry, "named")
+        chosen[entry.name] = (entry, NAMED)
     return Plan(tuple(sorted(chosen.values(), key=_cost)), tuple(notices))
 
 

@@ -19,7 +19,7 @@ from graft.images.pixels import decoded, open_pixels, preparing
 from graft.judging.metrics import METRICS
 from graft.studies.board import board
 from graft.studies.frame import Event, Frame, Trial, criterion
-from graft.studies.plan import Plan, geometry_of, pilot
+from graft.studies.plan import NAMED, Plan, geometry_of, pilot
 from graft.studies.probe import check_rows, heads_on_taps, priced, probing, samples_of
 from graft.studies.scratching import scratching
 
@@ -87,17 +87,18 @@ def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Wor
     done.reasons |= {entry.name: why for entry, why in planned.backbones}
     fit = yield from _pilot(frame, planned, done, ahead)
     yield from prepare(frame, [geometry_of(entry, frame.dataset, fit) for entry, _ in planned.backbones])
-    for entry, _ in planned.backbones:
+    for entry, _ in planned.order:
         geometry = geometry_of(entry, frame.dataset, fit)
         ahead.open(entry, geometry, samples_of(frame, geometry))
     reserve = _kept_share(frame) * frame.settings.budget_seconds
-    for entry, _ in planned.backbones:
+    for entry, why in planned.order:
         geometry = geometry_of(entry, frame.dataset, fit)
         if any(
             trial.recipe.backbone == entry.name and trial.recipe.geometry == geometry for trial in done.trials
         ):
             continue
-        if done.trials and frame.remaining_seconds() < reserve and not _known(frame, entry):
+        wanted = why == NAMED or _known(frame, entry)
+        if done.trials and frame.remaining_seconds() < reserve and not wanted:
             yield from tell(done, f"{entry.name} was not probed: the budget is kept for what follows.")
             continue
         yield from _probed(frame, entry, geometry, done, ahead, samples=samples_of(frame, geometry))
@@ -256,16 +257,19 @@ def training_settings(frame: Frame) -> TrainingSettings:
     )
 
 
-def amount_folds(frame: Frame, made: ScratchDesign, settings: TrainingSettings) -> int:
+def amount_folds(
+    frame: Frame, made: ScratchDesign, settings: TrainingSettings, *, fold_seconds: float
+) -> int:
     """On how many folds training from scratch on fewer images is measured: one, or more where the plan leaves room.
 
-    None where the budget does not even pay the folds themselves.
+    Where the plan pays no more than the shortest training, the clock says whether there is time for one; `fold_seconds`
+    is what a fold took.
     """
     from graft.learning.scratch_settings import planned_multiply_adds
 
     planned = planned_multiply_adds(made, len(frame.learned_from(0)), settings)
     if settings.multiply_adds <= LEAST_TRAINING:
-        return 0
+        return int(frame.remaining_seconds() > fold_seconds * 2 * AMOUNTS_COST)
     spare = settings.multiply_adds / planned - 1
     return max(1, min(frame.folds.count, 1 + int(spare * (frame.folds.count + 1) / AMOUNTS_COST)))
 

@@ -23,7 +23,7 @@ from graft.backbones.weights import WeightsFolder, folder_from
 from graft.compute import Compute
 from graft.compute import choose as choose_compute
 from graft.deploy.bundle import Bundle
-from graft.errors import BundleError, RunError
+from graft.errors import BundleError, GraftError, RunError
 from graft.images.dataset import Dataset
 from graft.images.folds import split
 from graft.images.issues import write_check
@@ -56,6 +56,7 @@ from graft.studies.rungs import (
     kept_for_the_end,
     probe_rung,
     scratch_rung,
+    tell,
     training_settings,
     tuning_rung,
 )
@@ -63,6 +64,8 @@ from graft.studies.settings import Settings
 from graft.studies.shrinking.finish import fitting_shrunk
 from graft.studies.shrinking.rung import shrink_rung
 from graft.studies.subjects import about_series, kept_together
+
+RUNG = "rung"  # a record in the journal: it was begun
 
 Ending = Callable[[Frame, Progress, str], Generator[Event, None, results.StudyResult]]
 
@@ -113,40 +116,69 @@ def _climb(
     yield Event("notice", about_images(frame))
     for notice in done.notices:
         yield Event("notice", notice)
-    for rung in _rungs(frame, planned, done, ahead, alone=ending is finishing):
-        yield from _until_halted(frame, done, rung)
+    alone = ending is finishing
+    for name, rung in _rungs(frame, planned, done, ahead, alone=alone):
+        again = not alone or frame.journal.find(RUNG, {"name": name}) is not None
+        yield from _in_time(frame, done, name, rung, again=again)
     return (yield from ending(frame, done, command))
 
 
-def _rungs(frame: Frame, planned: Plan, done: Progress, ahead: Ahead, *, alone: bool) -> Iterator[Working]:
-    """What is measured, in order. `alone`: nobody goes on from the candidates but the choice.
+def _rungs(
+    frame: Frame, planned: Plan, done: Progress, ahead: Ahead, *, alone: bool
+) -> Iterator[tuple[str, Working]]:
+    """What is measured, in order, each with its name. `alone`: nobody goes on from the candidates but the choice.
 
     `--only frozen` is the quick answer: every backbone at every tap, and nothing else.
     """
     only = frame.settings.only
     if only != "scratch":
-        yield probe_rung(frame, planned, done, ahead)
+        yield "probing", probe_rung(frame, planned, done, ahead)
     if only == "frozen":
         return
     if only != "scratch":
-        yield inputs_rung(frame, done, ahead)
-        yield tuning_rung(frame, done)
+        yield "measuring other inputs", inputs_rung(frame, done, ahead)
+        yield "fine-tuning", tuning_rung(frame, done)
     if only != "finetuned":
-        yield scratch_rung(frame, done)
-    yield amounts_rung(frame, done)
-    if alone and only is None and frame.remaining_seconds() > kept_for_the_end(frame.targets, done.trials):
-        yield shrink_rung(frame, done)
+        yield "training from scratch", scratch_rung(frame, done)
+    yield "measuring how many images are needed", amounts_rung(frame, done)
+    if alone and only is None:
+        yield "shrinking", shrink_rung(frame, done)
     if alone:
-        yield ensembles_rung(frame, done)
+        yield "selecting an ensemble", ensembles_rung(frame, done)
 
 
-def _until_halted(frame: Frame, done: Progress, rung: Working) -> Working:
-    """A rung, left as soon as the user wants the answer so far and there is one."""
-    with closing(rung):
-        for event in rung:
-            yield event
-            if frame.halt.is_set() and any(trial.complete for trial in done.trials):
-                return
+def _in_time(frame: Frame, done: Progress, name: str, rung: Working, *, again: bool) -> Working:
+    """A rung, left once there is an answer and the user wants it, or the time is over, or the rung cannot go on.
+
+    The rungs themselves plan with the budget; this is for a machine that is slower than they know. Where time is over
+    before a rung begins, nothing of it is decided or journalled, so that a longer budget finds it untouched. One that
+    an earlier session had begun (`again`) brings what that had measured, whatever the time.
+    """
+    kept = kept_for_the_end(frame.targets, done.trials)
+
+    def over() -> bool:
+        answered = any(trial.complete and trial.model_bytes is not None for trial in done.trials)
+        late = not again and frame.remaining_seconds() <= kept
+        return answered and (frame.halt.is_set() or late)
+
+    try:
+        with closing(rung):
+            if not over():
+                if not again:
+                    frame.journal.append(RUNG, {"name": name})
+                for event in rung:
+                    yield event
+                    if over():
+                        break
+                else:
+                    return
+    except GraftError as error:
+        if not any(trial.complete for trial in done.trials):
+            raise
+        yield from tell(done, f"{error} The study goes on without the rest of {name}.")
+        return
+    if not frame.halt.is_set():
+        yield from tell(done, f"The budget was over, so {name} was not begun or not finished.")
 
 
 def _anything_to_open(planned: Plan, folder: WeightsFolder | None, store: Store, compute: Compute) -> bool:

@@ -23,7 +23,7 @@ from graft.backbones.weights import shelf
 from graft.errors import BackboneError
 from graft.judging.uncertainty import draw_weights, paired
 from graft.studies.beside import activations_of
-from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.frame import Event, Frame, Trial, budget_of, criterion
 from graft.studies.journal import TRIALS
 from graft.studies.retrieval import retrieval_of_tuned
 from graft.studies.tuning.bench import Bench, bench_of, cut_for, training
@@ -47,6 +47,10 @@ else:
     Tuned = Any
 
 SURVIVORS = "tuning_survivors"
+SLOWER = 2.0  # times as long as predicted a fold may take, on a machine that became slower meanwhile
+NEARLY_ALL = (
+    0.8  # of its share of the budget is left when the rung begins, or the plan is made for what is left
+)
 UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
 
 
@@ -75,8 +79,9 @@ def finetuning(
 
     `seconds`: what the plan may take by the count of layers; `reserve`: of the budget, for what comes after the rung.
     """
-    plan = _planned(frame, trials, seconds)
     until = frame.settings.budget_seconds - reserve
+    left = until - frame.journal.elapsed_seconds()
+    plan = _planned(frame, trials, seconds if left > NEARLY_ALL * seconds else max(0.0, left))
     work = Tuning(frame, plan, until, rows)
     rows += _rows(frame, plan)
     yield from _forecast(work)
@@ -104,7 +109,7 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
     from graft.learning.tune_settings import TuneSettings
 
     frozen = {trial.recipe.key: trial for trial in trials if trial.recipe.strategy == "frozen"}
-    known = frame.journal.find(PLAN, {})
+    known = frame.journal.find(PLAN, {"budget": budget_of(frame)})
     if known is None:
         entries = {
             trial.recipe.backbone: find(trial.recipe.backbone, shelf(frame.folder))
@@ -121,6 +126,7 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
         facts = {
             name: [
                 {
+                    "name": option.recipe.name,
                     "frozen": option.trial.recipe.key,
                     "cut": option.cut,
                     "settings": asdict(option.settings),
@@ -130,7 +136,10 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
             ]
             for name, listed in (("tried", plan.options), ("left", plan.left))
         }
-        known = frame.journal.append(PLAN, {**facts, "folds": plan.folds})
+        for row in _begun(frame):
+            if not any(_key(row) == _key(other) for other in facts["tried"]):
+                facts["tried"].append(row)
+        known = frame.journal.append(PLAN, {"budget": budget_of(frame), **facts, "folds": plan.folds})
 
     def back(rows: Sequence[dict[str, Any]]) -> tuple[Option, ...]:
         return tuple(
@@ -140,6 +149,22 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
         )
 
     return TuningPlan(back(known["tried"]), int(known["folds"]), back(known["left"]))
+
+
+def _begun(frame: Frame) -> list[dict[str, Any]]:
+    """What plans for other budgets have tried, of which something was measured."""
+    named = {record.get("name") for record in frame.journal.records if record["kind"] == "fold"}
+    return [
+        row
+        for record in frame.journal.records
+        if record["kind"] == PLAN
+        for row in record["tried"]
+        if row["name"] in named
+    ]
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    return row["frozen"], row["cut"]
 
 
 def _rows(frame: Frame, plan: TuningPlan) -> list[dict[str, Any]]:
@@ -240,7 +265,7 @@ def _fold(
         bench,
         rows=frame.learned_from(fold),
         seed=fold,
-        deadline_seconds=max(1.0, work.seconds_left),
+        deadline_seconds=max(1.0, min(work.seconds_left, SLOWER * _row(work, option)["fold_seconds"])),
         kept_in=kept_in,
         text=f"{recipe.name}, fold {fold + 1} of {frame.folds.count}",
     )
@@ -287,10 +312,16 @@ def _survivors(work: Tuning) -> list[Option]:
     """Those not clearly worse on the first fold than the best tuned one or their own frozen trial, best first."""
     frame = work.frame
     by_key = {o.recipe.key: o for o in work.plan.options if o.recipe.key in work.trials}
-    known = frame.journal.find(SURVIVORS, {})
-    if known is None:
-        known = frame.journal.append(SURVIVORS, {"recipes": _not_worse(work, list(by_key.values()))})
-    return [by_key[key] for key in known["recipes"] if key in by_key]
+    decided = {"budget": budget_of(frame)}
+    known = frame.journal.find(SURVIVORS, decided)
+    if known is not None:
+        return [by_key[key] for key in known["recipes"] if key in by_key]
+    recipes = _not_worse(work, list(by_key.values()))
+    if len(by_key) == len(
+        work.plan.options
+    ):  # else the time is over, and a longer one decides on all of them
+        frame.journal.append(SURVIVORS, {**decided, "recipes": recipes})
+    return [by_key[key] for key in recipes]
 
 
 def _not_worse(work: Tuning, tried: Sequence[Option]) -> list[str]:
