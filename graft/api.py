@@ -187,16 +187,27 @@ def shrink(
     max_latency: str | int | float | None = None,
     tolerance: float = 0.01,
     budget: str | int | float = "10m",
+    weights: str | Path | None = None,
 ) -> StudyResult:
     """Continue the finished study in the run folder `run` with smaller models, and pack the smallest that holds.
 
-    `max_size`, `max_latency`: limits on the packed model, such as `"1MB"` (or bytes) and `"3ms"` (or milliseconds).
-    `tolerance`: what it may lose of the metric against the best full-size candidate, 0 to 0.5. `budget`: seconds, or
-    `"10m"`, for trying smaller models; fitting and packing the chosen one comes after it. The study's own bundle stays; the small one is `model-small.graft` beside it, and `facts["shrink"]` tells every step.
+    `max_size`, `max_latency`: limits on the bundle, such as `"1MB"` (or bytes; all its files count) and `"3ms"` (or
+    milliseconds). `tolerance`: what it may lose of the metric against the best full-size candidate, 0 to 0.5. `budget`:
+    seconds, or `"10m"`, for trying smaller models; fitting and packing the chosen one comes after it. `weights`: the
+    folder of the study's weights, where it has moved. The study's own bundle stays; the small one is
+    `model-small.graft` beside it, and `facts["shrink"]` tells every step. Where nothing meets the limits nothing is
+    packed and `facts["shrink"]["missed"]` says what is nearest.
 
     Raises GraftError with a sentence for whatever cannot be done.
     """
-    work = shrinking_run(run, max_size=max_size, max_latency=max_latency, tolerance=tolerance, budget=budget)
+    work = shrinking_run(
+        run,
+        max_size=max_size,
+        max_latency=max_latency,
+        tolerance=tolerance,
+        budget=budget,
+        weights=weights,
+    )
     while True:
         try:
             next(work)
@@ -211,6 +222,7 @@ def shrinking_run(
     max_latency: str | int | float | None,
     tolerance: float,
     budget: str | int | float,
+    weights: str | Path | None = None,
     halt: Flag | None = None,
 ) -> Generator[Event, None, StudyResult]:
     """`shrink`, and the report anew, as a generator of events that returns the result."""
@@ -229,6 +241,7 @@ def shrinking_run(
         max_bytes=None if max_size is None else size_bytes(max_size),
         max_latency_ms=None if max_latency is None else milliseconds(max_latency),
         budget_seconds=seconds(budget),
+        weights=None if weights is None else Path(weights).expanduser(),
         halt=halt,
     )
     yield Event("progress", "writing the report")

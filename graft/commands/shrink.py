@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 def add(commands: Any) -> None:
     shrink = commands.add_parser("shrink", help="continue a finished study with smaller models")
     shrink.add_argument("folder", metavar="RUN", help="the run folder of a study, such as runs/photos")
-    shrink.add_argument("--max-size", metavar="SIZE", help="limit of the packed model, such as 1MB")
+    shrink.add_argument("--max-size", metavar="SIZE", help="limit of the whole bundle, such as 1MB")
     shrink.add_argument(
         "--max-latency", metavar="TIME", help="limit for one image on one thread, such as 3ms"
     )
@@ -27,6 +28,9 @@ def add(commands: Any) -> None:
         default="10m",
         metavar="TIME",
         help="time for trying smaller models, such as 5m (default: 10m)",
+    )
+    shrink.add_argument(
+        "--weights", metavar="DIR", help="the folder of the study's weights, where it has moved"
     )
     shrink.add_argument("--json", action="store_true", help="print JSON, progress on standard error")
     shrink.set_defaults(run=run)
@@ -43,18 +47,22 @@ def run(options: argparse.Namespace) -> int:
         max_latency=options.max_latency,
         tolerance=options.tolerance,
         budget=options.budget,
+        weights=options.weights,
         halt=halt,
     )
     result = following.follow(work, to_stderr=options.json, halt=halt)
     told = result.facts["shrink"]
     if options.json:
         print(json.dumps(told, ensure_ascii=False))
-        return 0
+        return 2 if told["missed"] else 0
     for step in told["steps"]:
         verdict = "kept   " if step["accepted"] else "refused"
         print(
             f"  {verdict} {step['id']}: {step['score']:.4f}, {step['bytes'] / 1e3:.0f} kB, {step['reason']}"
         )
-    print(told["missed"] or told["sentence"])
+    print(told["sentence"])
+    if told["missed"]:
+        print(f"graft: {told['missed']}", file=sys.stderr)
+        return 2
     print(f"bundle: {Path(options.folder) / told['bundle']}")
     return 0

@@ -108,7 +108,7 @@ def pack(
         }
         write_json(beside / MANIFEST, facts)
         beside.chmod(0o755)
-        _put_in_place(beside, folder)
+        put_in_place(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return facts
@@ -201,7 +201,7 @@ def _verify(folder: Path, check: Check) -> float:
     return difference
 
 
-def _put_in_place(beside: Path, folder: Path) -> None:
+def put_in_place(beside: Path, folder: Path) -> None:
     """Rename `beside` to `folder`; an older bundle goes away only when the new one stands."""
     if not folder.exists():
         beside.replace(folder)

@@ -33,6 +33,10 @@ OURS = (
 )
 
 
+class AnotherStudy(RunError):
+    """The run folder was made from other images or with other settings."""
+
+
 def refuse_place(settings: Settings) -> None:
     """A folder with something else in it is never touched, whatever was asked; nor is anything put among the images."""
     out, source = settings.out, settings.source
@@ -64,7 +68,7 @@ def claim(settings: Settings, dataset: Dataset, folder: WeightsFolder | None, *,
     if same and not settings.overwrite:
         return
     if not settings.overwrite:
-        raise RunError(
+        raise AnotherStudy(
             f"{settings.out} holds another study (other images or settings). Choose another --out, or --overwrite to "
             "replace it."
         )
@@ -99,6 +103,7 @@ def write_run(frame: Frame, command: str, *, recipe: str = "") -> None:
             "settings": results.settings_facts(frame, command),
             "environment": results.environment(),
             "command": command,
+            "recipe": recipe or None,
             "dataset": {"fingerprint": frame.dataset.fingerprint},
         },
     )

@@ -362,7 +362,7 @@ def settings_facts(frame: Frame, command: str) -> dict[str, Any]:
         "budget_seconds": settings.budget_seconds if math.isfinite(settings.budget_seconds) else None,
         "limits": {"max_bytes": settings.max_bytes, "max_latency_ms": settings.max_latency_ms},
         "backbones": list(settings.backbones),
-        "weights": str(settings.weights) if settings.weights else None,
+        "weights": str(frame.folder.path.resolve()) if frame.folder else None,
         "fit": settings.fit,
         "device": frame.compute.device,
         "bf16": frame.compute.bf16,

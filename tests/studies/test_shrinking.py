@@ -165,8 +165,10 @@ def test_a_finished_study_gets_a_small_bundle(
     again = graft.shrink(run, tolerance=0.2)
     assert again.facts["shrink"]["steps"] == facts["steps"]
     assert (run / "journal.jsonl").read_bytes().count(b'"kind": "fold"') == lines
-    assert cli.main(["shrink", str(run), "--max-size", "1kB"]) == 0
-    assert "Nothing within the tolerance meets the limits" in capsys.readouterr().out
+    packed = (run / "model-small.graft" / "bundle.json").read_bytes()
+    assert cli.main(["shrink", str(run), "--max-size", "1kB"]) == 2
+    assert "Nothing within the tolerance meets the limits" in capsys.readouterr().err
+    assert (run / "model-small.graft" / "bundle.json").read_bytes() == packed
     assert 'id="shrink"' in (run / "report.html").read_text(encoding="utf-8")
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
@@ -19,15 +21,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from graft.deploy.bundle import Bundle
+from graft.deploy.pack import put_in_place
 from graft.deploy.quantise import outputs_of
 from graft.deploy.reading import READING
-from graft.errors import RunError
+from graft.errors import BundleError, RunError
 from graft.judging.metrics import METRICS
 from graft.learning import ridge
 from graft.studies import results
 from graft.studies.choice import Limits, choose, megabytes
 from graft.studies.finish import Fitted, packing
 from graft.studies.frame import Event, Frame, Trial
+from graft.studies.place import AnotherStudy
 from graft.studies.rungs import Progress
 from graft.studies.settings import Settings
 from graft.studies.shrinking.networks import (
@@ -40,6 +45,7 @@ from graft.studies.shrinking.networks import (
 )
 from graft.studies.shrinking.rung import TOLERANCE, shrink_rung
 from graft.studies.shrinking.students import student_geometry, taught_by
+from graft.studies.shrinking.told import smallest_of, within_tolerance
 from graft.studies.shrinking.variants import Variant, calibrated, teacher_of, variant_of
 
 SMALL_BUNDLE = "model-small.graft"
@@ -117,30 +123,38 @@ def shrinking(
     max_bytes: int | None = None,
     max_latency_ms: float | None = None,
     budget_seconds: float = BUDGET_SECONDS,
+    weights: Path | None = None,
     halt: Flag | None = None,
 ) -> Generator[Event, None, results.StudyResult]:
     """Continue the finished study in `run` with smaller models, and pack the smallest that holds.
 
-    `budget_seconds` are for measuring; packing comes after them. Once `halt` is set, with those measured so far.
+    `max_bytes`: of the whole bundle. `budget_seconds` are for measuring; packing comes after them. `weights`: the folder
+    with the study's weights, where it is not where it was. Once `halt` is set, with those measured so far.
 
     Raises RunError if there is no finished study, or its images have changed; GraftError for whatever else is wrong.
     """
     from graft.studies.search import studying
 
     known = results.read(run).facts
-    settings, command = settings_of(run)
+    settings, command = settings_of(run, weights)
 
     def ending(frame: Frame, done: Progress, _: str) -> Generator[Event, None, results.StudyResult]:
         yield from shrink_rung(frame, done, tolerance=tolerance, seconds=budget_seconds)
         limits = Limits(max_bytes, max_latency_ms)
-        yield from _packed(frame, done, known, limits, tolerance)
+        yield from _packed(frame, done, known, limits)
         return results.read(run)
 
-    return (yield from studying(settings, command=command, halt=halt, ending=ending))
+    try:
+        return (yield from studying(settings, command=command, halt=halt, ending=ending))
+    except AnotherStudy:
+        raise RunError(
+            f"The images of {settings.source}, or the weights of the backbones, are not those that the study in {run} was "
+            "made from. Put them back, or run the study again."
+        ) from None
 
 
-def settings_of(run: Path) -> tuple[Settings, str]:
-    """The settings of the study in a run folder, and the command that made it.
+def settings_of(run: Path, weights: Path | None = None) -> tuple[Settings, str]:
+    """The settings of the study in a run folder, and the command that made it; `weights`: where its weights are now.
 
     Its budget stays what it was: how long the small CNN was trained follows from it, and what the study had no time for is
     not caught up with here.
@@ -149,11 +163,12 @@ def settings_of(run: Path) -> tuple[Settings, str]:
         written = json.loads((run / results.RUN).read_text(encoding="utf-8"))
         facts, asked = written["settings"], written["settings"]["asked"]
         limits, budget = facts["limits"], facts["budget_seconds"]
+        recipe = written.get("recipe")
         settings = Settings(
             source=Path(asked["source"]),
             out=run,
             budget_seconds=math.inf if budget is None else float(budget),
-            weights=Path(facts["weights"]) if facts["weights"] else None,
+            weights=weights or (Path(facts["weights"]) if facts["weights"] else None),
             backbones=tuple(facts["backbones"]),
             folds=asked["folds"],
             metric=facts["metric"],
@@ -165,22 +180,25 @@ def settings_of(run: Path) -> tuple[Settings, str]:
             device=asked["device"],
             seed=facts["seed"],
         )
-        return settings, str(written.get("command") or "")
+        command = str(written.get("command") or "")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{run / results.RUN} does not say how this study was made ({error}): it is of an older Graft, or damaged. "
             "Run the study again."
         ) from error
+    if recipe:
+        raise RunError(
+            f"{run} was made by graft train, from a single recipe; graft shrink goes on with a study. Run graft study on "
+            "the same images first, or graft export the model to onnx-int8."
+        )
+    return settings, command
 
 
 def _packed(
-    frame: Frame, done: Progress, known: dict[str, Any], limits: Limits, tolerance: float
+    frame: Frame, done: Progress, known: dict[str, Any], limits: Limits
 ) -> Generator[Event, None, None]:
     """Choose, pack beside the study's bundle, and write `study.json` with what is new."""
     told = done.extras["shrink"]
-    by_name = {trial.recipe.name: trial for trial in done.trials}
-    picked, missed = pick(told, by_name, limits)
-    yield Event("notice", missed or f"{picked.recipe.name} becomes {SMALL_BUNDLE}.")
     choice = choose(
         done.trials,
         frame.targets,
@@ -196,21 +214,56 @@ def _packed(
         [*known["candidates"], *(row for name, row in rows.items() if name not in old)],
         key=lambda row: -METRICS[frame.settings.metric].sign * row["metrics"].get(frame.settings.metric, 0.0),
     )
-    row = rows[picked.recipe.name]
+    picked, missed = yield from _within(frame, done, known, rows, limits)
     told |= {
         "choice": picked.recipe.name,
         "limits": {"max_bytes": limits.max_bytes, "max_latency_ms": limits.max_latency_ms},
         "missed": missed or None,
-        "bundle": SMALL_BUNDLE,
+        "bundle": None if missed else SMALL_BUNDLE,
     }
-    folder = frame.settings.out / SMALL_BUNDLE
-    if frame.journal.find("packed_small", {"recipe": picked.recipe.key}) is None or not folder.exists():
-        fitted = yield from _fitted_small(frame, done, picked)
-        yield Event("progress", "packing and checking")
-        packing(frame, folder, fitted, _about(frame, known, row, picked, told), trial=picked)
-        frame.journal.append("packed_small", {"recipe": picked.recipe.key})
+    yield Event("notice", missed or f"{picked.recipe.name} is {SMALL_BUNDLE}.")
     facts["shrink"] = told
     results.write_json(frame.settings.out / results.STUDY, facts)
+
+
+def _within(
+    frame: Frame, done: Progress, known: dict[str, Any], rows: dict[str, Any], limits: Limits
+) -> Generator[Event, None, tuple[Trial, str]]:
+    """What `pick` says, packed; where it meets the limits only without what lies beside it in the folder, the next one.
+
+    Where nothing meets the limits nothing is packed, and a bundle of an earlier call stays.
+    """
+    told, by_name = done.extras["shrink"], {trial.recipe.name: trial for trial in done.trials}
+    place = frame.settings.out / SMALL_BUNDLE
+    beside = frame.settings.out / f".{SMALL_BUNDLE}.new"
+    room = limits
+    try:
+        while True:
+            picked, missed = pick(told, by_name, room)
+            if missed:
+                return picked, missed
+            folder = place if _holds(place, picked) else beside
+            if folder == beside:
+                fitted = yield from _fitted_small(frame, done, picked)
+                yield Event("progress", "packing and checking")
+                row = rows[picked.recipe.name]
+                packing(frame, folder, fitted, _about(frame, known, row, picked, told), trial=picked)
+            taken = sum(path.stat().st_size for path in folder.iterdir())
+            if limits.max_bytes is None or taken <= limits.max_bytes:
+                if folder == beside:
+                    put_in_place(beside, place)
+                return picked, ""
+            room = replace(limits, max_bytes=limits.max_bytes - taken + (picked.model_bytes or 0))
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _holds(folder: Path, trial: Trial) -> bool:
+    """Whether the bundle there is this very candidate, and sound."""
+    try:
+        return bool(Bundle(folder, threads=1).facts.get("recipe") == trial.recipe.key)
+    except BundleError:
+        return False
 
 
 def _fitted_small(frame: Frame, done: Progress, trial: Trial) -> Generator[Event, None, Fitted]:
@@ -225,30 +278,16 @@ def pick(told: dict[str, Any], by_name: dict[str, Trial], limits: Limits) -> tup
     Where smaller models are better than the reference, the tolerance counts from the best of them, if the limits allow.
     Then it is the one nearest to the limits among those within the tolerance or, without limits, the reference itself.
     """
-    floor = told["reference"]["score"]
-    sign = METRICS[told["metric"]].sign
-    good = [
-        by_name[point["id"]]
-        for point in told["curve"]
-        if sign * (floor - point["score"]) <= told["tolerance"] and point["id"] not in refused(told)
-    ]
-    within = [trial for trial in good if limits.excess(trial) <= 1]
+    good = within_tolerance(told)
+    within = [point for point in good if limits.excess(by_name[point["id"]]) <= 1]
     if within:
-        scores = {point["id"]: sign * point["score"] for point in told["curve"]}
-        top = max(scores[trial.recipe.name] for trial in good)
-        near = [trial for trial in within if top - scores[trial.recipe.name] <= told["tolerance"]]
-        return min(near or within, key=lambda t: (t.model_bytes or 0, t.latency_ms or 0.0)), ""
-    nearest = min(good, key=limits.excess)
+        return by_name[smallest_of(told, within)["id"]], ""
+    nearest = min((by_name[point["id"]] for point in good), key=limits.excess)
     size, latency = megabytes(nearest.model_bytes or 0), nearest.latency_ms or 0.0
     return nearest, (
-        f"Nothing within the tolerance meets the limits; the nearest is {nearest.recipe.name} ({size}, {latency:.2g} ms). "
-        "Give a larger --max-size, --max-latency or --tolerance."
+        f"Nothing within the tolerance meets the limits, with what lies beside a model in its bundle; the nearest is "
+        f"{nearest.recipe.name} ({size}, {latency:.2g} ms). Give a larger --max-size, --max-latency or --tolerance."
     )
-
-
-def refused(told: dict[str, Any]) -> set[str]:
-    """The steps that did not pass their gates."""
-    return {step["id"] for step in told["steps"] if not step["accepted"]}
 
 
 def _about(

@@ -107,7 +107,7 @@ def shrink_rung(
     for share in THIN_SHARES if frozen else ():
         for trial in _worth_thinning(frame, done.trials, before):
             variant = replace(variant_of(trial), share=share, precision="int8")
-            if _known(done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
+            if _known(frame, done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
                 yield from _measured(frame, done, trial, variant)
     for trial in later:
         yield from _in_8_bits(frame, done, trial, purse)
@@ -120,7 +120,7 @@ def shrink_rung(
 
 def _in_8_bits(frame: Frame, done: Progress, trial: Trial, purse: Purse) -> Working:
     variant = replace(variant_of(trial), precision="int8")
-    if _known(done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
+    if _known(frame, done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
         yield from _measured(frame, done, trial, variant)
 
 
@@ -146,28 +146,31 @@ def _students(frame: Frame, done: Progress, purse: Purse) -> Working:
         return
     for width in WIDTHS:
         variant = replace(variant_of(teacher), student=width)
-        if not _known(done, teacher, variant) and not purse.pays(_student_cost(frame, teacher, width)):
+        if not _known(frame, done, teacher, variant) and not purse.pays(_student_cost(frame, teacher, width)):
             continue
         yield from prepare(frame, [student_geometry(teacher)])
         yield from _measured(frame, done, teacher, variant)
         recipe = shrunk_recipe(_origin(done.trials, teacher), variant)
         made = next((trial for trial in done.trials if trial.recipe == recipe), None)
         small = replace(variant, precision="int8")
-        if made is not None and (_known(done, teacher, small) or purse.pays(_calibrated_cost(frame, made))):
+        if made is not None and (
+            _known(frame, done, teacher, small) or purse.pays(_calibrated_cost(frame, made))
+        ):
             yield from _measured(frame, done, made, small)
 
 
 def _smaller_inputs(frame: Frame, done: Progress, best: Trial, purse: Purse) -> Working:
     """The best network frozen at all its taps, on smaller pictures."""
     entry = find(best.recipe.backbone, shelf(frame.folder))
-    for size in SMALLER_INPUTS:
+    for size in (size for size in SMALLER_INPUTS if size < best.recipe.geometry.size):
         geometry = replace(best.recipe.geometry, size=size)
         gmacs = _gmacs(frame, best) * (size / best.recipe.geometry.size) ** 2
         cost = (
             5.0 + len(frame.dataset) * gmacs * SECONDS_PER_GMAC / 4 + best.taps * frame.folds.count * HEAD / 4
         )
         known = any(trial.recipe.geometry == geometry and _same_network(trial, best) for trial in done.trials)
-        if size >= best.recipe.geometry.size or known or not purse.pays(cost):
+        paid = _journalled(frame, f"{entry.name}/", f"@{size}px") or purse.pays(cost)
+        if known or not paid:
             continue
         yield Event("progress", f"{entry.name} at {size} px", remaining_seconds=frame.remaining_seconds())
         yield from prepare(frame, [geometry])
@@ -202,6 +205,7 @@ def _several_depths(frame: Frame, done: Progress, purse: Purse) -> Working:
     heads = MOST_DEPTHS * frame.folds.count * HEAD * (len(frame.rows) / 1_000) ** 2
     for trial in sorted(deepest.values(), key=lambda t: (t.model_bytes or 0, t.recipe.name)):
         read = any(_same_network(other, trial) and _float(other) for other in done.trials)
+        read = read or _journalled(frame, f"{trial.recipe.name}+depths:")
         if not read and not purse.pays(len(frame.dataset) * _gmacs(frame, trial) * SECONDS_PER_GMAC + heads):
             continue
         try:
@@ -238,10 +242,18 @@ def _measured(frame: Frame, done: Progress, base: Trial, variant: Variant) -> Wo
     yield Event("result", f"{trial.recipe.name}: {METRICS[frame.settings.metric].label} {score}, {size}")
 
 
-def _known(done: Progress, base: Trial, variant: Variant) -> bool:
-    """Whether the study itself has measured it already: then it costs nothing more."""
+def _known(frame: Frame, done: Progress, base: Trial, variant: Variant) -> bool:
+    """Whether this study or an earlier call has measured it already: then it costs nothing more."""
     key = shrunk_recipe(_origin(done.trials, base), variant).key
-    return any(trial.recipe.key == key for trial in done.trials)
+    if any(trial.recipe.key == key for trial in done.trials):
+        return True
+    return all(frame.journal.fold(key, fold) is not None for fold in range(frame.folds.count))
+
+
+def _journalled(frame: Frame, begin: str, end: str = "") -> bool:
+    """Whether an earlier call has measured anything of such a name."""
+    names = (record.get("name", "") for record in frame.journal.records if record["kind"] == "fold")
+    return any(name.startswith(begin) and name.endswith(end) for name in names)
 
 
 def _worth_quantising(frame: Frame, trials: Sequence[Trial], tolerance: float) -> list[Trial]:

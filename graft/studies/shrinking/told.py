@@ -7,10 +7,11 @@ really smaller or faster than what it was made from. Cost: a bootstrap per step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from graft.judging.metrics import METRICS
+from graft.judging.metrics import METRICS, Metric
 from graft.judging.uncertainty import draw_weights, paired
 from graft.studies.choice import megabytes
 from graft.studies.frame import Frame, Trial, criterion
@@ -25,14 +26,7 @@ def told_of(frame: Frame, trials: Sequence[Trial], *, tolerance: float) -> dict[
     reference = max(
         (t for t in trials if full_size(t)), key=lambda t: (signed(frame, t), -(t.model_bytes or 0))
     )
-    steps = [dict(step) for step in _steps(frame, trials, reference, tolerance)]
-    accepted = [step for step in steps if step["accepted"]]
-    sign = METRICS[frame.settings.metric].sign
-    by_name = {trial.recipe.name: trial for trial in trials}
-    best = max([reference, *(by_name[step["id"]] for step in accepted)], key=lambda t: signed(frame, t))
-    near = [step for step in accepted if sign * (score_of(frame, best) - step["score"]) <= tolerance]
-    smallest = min(near, key=lambda step: step["bytes"], default=None)
-    return {
+    told: dict[str, Any] = {
         "metric": frame.settings.metric,
         "tolerance": tolerance,
         "reference": {
@@ -41,8 +35,7 @@ def told_of(frame: Frame, trials: Sequence[Trial], *, tolerance: float) -> dict[
             "bytes": reference.model_bytes,
             "latency_ms": reference.latency_ms,
         },
-        "steps": steps,
-        "smallest": None if smallest is None else smallest["id"],
+        "steps": [dict(step) for step in _steps(frame, trials, reference, tolerance)],
         "curve": [
             {
                 "id": trial.recipe.name,
@@ -54,8 +47,29 @@ def told_of(frame: Frame, trials: Sequence[Trial], *, tolerance: float) -> dict[
             for trial in sorted(trials, key=lambda t: t.model_bytes or 0)
             if trial.complete and trial.model_bytes is not None and trial.recipe.strategy != "random"
         ],
-        "sentence": _sentence(frame, best, smallest, len(steps), tolerance),
     }
+    smallest = smallest_of(told, within_tolerance(told))
+    none = smallest["id"] == told["reference"]["id"]
+    return {**told, "smallest": None if none else smallest["id"], "sentence": _sentence(told, smallest)}
+
+
+def within_tolerance(told: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What may be handed over: points of the curve within the tolerance of the reference that passed their gates."""
+    sign, floor = METRICS[told["metric"]].sign, told["reference"]["score"]
+    refused = {step["id"] for step in told["steps"] if not step["accepted"]}
+    return [
+        point
+        for point in told["curve"]
+        if sign * (floor - point["score"]) <= told["tolerance"] and point["id"] not in refused
+    ]
+
+
+def smallest_of(told: Mapping[str, Any], points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The smallest of `points`; where smaller models are better than the reference, the tolerance counts from the best."""
+    sign = METRICS[told["metric"]].sign
+    top = max(sign * point["score"] for point in within_tolerance(told))
+    near = [point for point in points if top - sign * point["score"] <= told["tolerance"]]
+    return min(near or points, key=lambda point: (point["bytes"], point["latency_ms"] or 0.0))
 
 
 def _steps(
@@ -69,7 +83,9 @@ def _steps(
         kind = kind_of(trial)
         if kind is None or not trial.complete:
             continue
-        source = by_name.get(trial.about.get("shrunk", {}).get("from", ""), reference)
+        source = by_name.get(
+            trial.about.get("shrunk", {}).get("from", ""), _enlarged(trial, trials) or reference
+        )
         difference = paired(
             frame.settings.metric, trial.probabilities, reference.probabilities, frame.targets, draws
         )
@@ -104,20 +120,41 @@ def _steps(
         }
 
 
-def _sentence(
-    frame: Frame, reference: Trial, smallest: dict[str, Any] | None, steps: int, tolerance: float
-) -> str:
-    metric = METRICS[frame.settings.metric]
-    full = f"{reference.recipe.name} ({megabytes(reference.model_bytes or 0)}, {metric.text(score_of(frame, reference))})"
-    if smallest is None:
-        return (
-            f"None of {steps} smaller models comes within {metric.text(tolerance)} of {metric.label} of the best "
-            f"full-size candidate, {full}, and is cheaper than what it was made from."
-        )
-    return (
-        f"The smallest model within {metric.text(tolerance)} of {metric.label} of {full} is {smallest['id']}: "
-        f"{megabytes(smallest['bytes'])}, {metric.text(smallest['score'])}."
+def _enlarged(trial: Trial, trials: Sequence[Trial]) -> Trial | None:
+    """The same network read at the same tap, on pictures of full size."""
+    return next(
+        (
+            other
+            for other in trials
+            if full_size(other)
+            and other.recipe.strategy == trial.recipe.strategy
+            and (other.recipe.backbone, other.recipe.tap, other.recipe.look)
+            == (trial.recipe.backbone, trial.recipe.tap, trial.recipe.look)
+            and replace(other.recipe.geometry, size=trial.recipe.geometry.size) == trial.recipe.geometry
+        ),
+        None,
     )
+
+
+def _sentence(told: Mapping[str, Any], smallest: Mapping[str, Any]) -> str:
+    metric = METRICS[told["metric"]]
+    full, tolerance = told["reference"], metric.text(told["tolerance"])
+    if smallest["id"] == full["id"]:
+        return (
+            f"None of {len(told['steps'])} smaller models comes within {tolerance} of {metric.label} of the best "
+            f"full-size candidate, {_priced(metric, full)}, and is cheaper than what it was made from."
+        )
+    best = max(within_tolerance(told), key=lambda point: metric.sign * point["score"])
+    if best["id"] == smallest["id"]:
+        return f"{_priced(metric, best)} is better than the best full-size candidate, {_priced(metric, full)}, and smaller."
+    return (
+        f"The smallest model within {tolerance} of {metric.label} of {_priced(metric, best)} is "
+        f"{_priced(metric, smallest)}."
+    )
+
+
+def _priced(metric: Metric, point: Mapping[str, Any]) -> str:
+    return f"{point['id']} ({megabytes(point['bytes'] or 0)}, {metric.text(point['score'])})"
 
 
 def score_of(frame: Frame, trial: Trial) -> float:
@@ -132,6 +169,5 @@ def signed(frame: Frame, trial: Trial) -> float:
 
 def full_size(trial: Trial) -> bool:
     """Whether it is a candidate that shrinking has not made."""
-    return (
-        trial.recipe.strategy not in ("shrunk", "random") and trial.complete and trial.model_bytes is not None
-    )
+    made = trial.recipe.strategy == "random" or kind_of(trial) is not None
+    return not made and trial.complete and trial.model_bytes is not None
