@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from time import monotonic
 
@@ -38,7 +39,7 @@ from graft.studies.board import board
 from graft.studies.choice import megabytes
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.probe import heads_on_taps, priced, samples_of
-from graft.studies.rungs import Progress, Working, prepare, tell
+from graft.studies.rungs import Progress, Working, kept_for_the_end, prepare, tell
 from graft.studies.shrinking.networks import TUNED, prepared_trunk
 from graft.studies.shrinking.students import (
     STUDENT_VIEWS,
@@ -51,6 +52,7 @@ from graft.studies.shrinking.told import full_size, score_of, signed, told_of
 from graft.studies.shrinking.variants import Variant, measuring, shrunk_recipe, variant_of
 
 TOLERANCE = 0.01
+TELLING = 1.0  # seconds to hold the steps against their gates
 SHARE = 0.1  # of the budget
 SCREENING = 0.5  # of that at most for what is not yet in 8 bits
 SMALLER_INPUTS = (160, 128, 96)
@@ -75,9 +77,14 @@ class Purse:
     seconds: float
     until: float = math.inf
 
+    @property
+    def empty(self) -> bool:
+        """Whether the time is over, whatever was planned."""
+        return monotonic() > self.until
+
     def pays(self, cost: float) -> bool:
         """Whether the step is affordable; if so, it is paid."""
-        if cost > self.seconds or monotonic() > self.until:
+        if cost > self.seconds or self.empty:
             return False
         self.seconds -= cost
         return True
@@ -89,10 +96,24 @@ def shrink_rung(
     """Measure smaller models in `seconds` (default: a share of the budget), and tell of each step whether it holds."""
     if not any(full_size(trial) for trial in done.trials):
         return
-    whole = SHARE * frame.settings.budget_seconds if seconds is None else seconds
-    until = math.inf if seconds is None else monotonic() + seconds
-    screening = Purse(SCREENING * whole, until)
+    if seconds is None:
+        whole = SHARE * frame.settings.budget_seconds
+        spare = frame.remaining_seconds() - kept_for_the_end(frame.targets, done.trials)
+        until = monotonic() + spare - TELLING
+    else:
+        whole, until = seconds, monotonic() + seconds
     yield Event("stage", "Shrinking: smaller models on the same folds")
+    try:
+        yield from _steps(frame, done, whole, until, tolerance)
+    finally:  # what is measured is told, also where the rung is left half-way
+        done.extras["shrink"] = told_of(frame, done.trials, tolerance=tolerance)
+    yield from tell(done, done.extras["shrink"]["sentence"])
+    yield Event("board", "shrunk", board=board(frame, done.trials))
+
+
+def _steps(frame: Frame, done: Progress, whole: float, until: float, tolerance: float) -> Working:
+    """All steps that `whole` seconds pay and the clock allows."""
+    screening = Purse(SCREENING * whole, until)
     best = best_frozen(frame, done.trials)
     frozen = best is not None and best.model_bytes is not None
     before = {id(trial) for trial in done.trials}
@@ -108,20 +129,16 @@ def shrink_rung(
         for trial in _worth_thinning(frame, done.trials, before):
             variant = replace(variant_of(trial), share=share, precision="int8")
             if _known(frame, done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
-                yield from _measured(frame, done, trial, variant)
+                yield from _measured(frame, done, trial, variant, purse)
     for trial in later:
         yield from _in_8_bits(frame, done, trial, purse)
     yield from _students(frame, done, purse)
-    told = told_of(frame, done.trials, tolerance=tolerance)
-    done.extras["shrink"] = told
-    yield from tell(done, told["sentence"])
-    yield Event("board", "shrunk", board=board(frame, done.trials))
 
 
 def _in_8_bits(frame: Frame, done: Progress, trial: Trial, purse: Purse) -> Working:
     variant = replace(variant_of(trial), precision="int8")
     if _known(frame, done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
-        yield from _measured(frame, done, trial, variant)
+        yield from _measured(frame, done, trial, variant, purse)
 
 
 def _trained_candidates(frame: Frame, trials: Sequence[Trial]) -> list[Trial]:
@@ -149,14 +166,14 @@ def _students(frame: Frame, done: Progress, purse: Purse) -> Working:
         if not _known(frame, done, teacher, variant) and not purse.pays(_student_cost(frame, teacher, width)):
             continue
         yield from prepare(frame, [student_geometry(teacher)])
-        yield from _measured(frame, done, teacher, variant)
+        yield from _measured(frame, done, teacher, variant, purse)
         recipe = shrunk_recipe(_origin(done.trials, teacher), variant)
         made = next((trial for trial in done.trials if trial.recipe == recipe), None)
         small = replace(variant, precision="int8")
         if made is not None and (
             _known(frame, done, teacher, small) or purse.pays(_calibrated_cost(frame, made))
         ):
-            yield from _measured(frame, done, made, small)
+            yield from _measured(frame, done, made, small, purse)
 
 
 def _smaller_inputs(frame: Frame, done: Progress, best: Trial, purse: Purse) -> Working:
@@ -206,14 +223,17 @@ def _several_depths(frame: Frame, done: Progress, purse: Purse) -> Working:
     for trial in sorted(deepest.values(), key=lambda t: (t.model_bytes or 0, t.recipe.name)):
         read = any(_same_network(other, trial) and _float(other) for other in done.trials)
         read = read or _journalled(frame, f"{trial.recipe.name}+depths:")
-        if not read and not purse.pays(len(frame.dataset) * _gmacs(frame, trial) * SECONDS_PER_GMAC + heads):
+        cost = OPENING + len(frame.dataset) * _gmacs(frame, trial) * SECONDS_PER_GMAC + heads
+        if not read and not purse.pays(cost):
             continue
+        text = f"{trial.recipe.name}: looking for depths to read"
+        yield Event("progress", text, remaining_seconds=frame.remaining_seconds())
         try:
             numbers = _depths_to_try([waist.weights for waist in waists(prepared_trunk(frame, trial))])
         except BundleError:
             continue
         for number in numbers:
-            yield from _measured(frame, done, trial, Variant(deepest=number))
+            yield from _measured(frame, done, trial, Variant(deepest=number), purse)
 
 
 def _depths_to_try(weights: Sequence[int]) -> list[int]:
@@ -225,12 +245,21 @@ def _depths_to_try(weights: Sequence[int]) -> list[int]:
     return chosen[:MOST_DEPTHS]
 
 
-def _measured(frame: Frame, done: Progress, base: Trial, variant: Variant) -> Working:
-    if frame.halt.is_set():
+def _measured(frame: Frame, done: Progress, base: Trial, variant: Variant, purse: Purse) -> Working:
+    """One more candidate; nothing where the time is over before its last fold, which an earlier call may have measured."""
+    if frame.halt.is_set() or (purse.empty and not _known(frame, done, base, variant)):
         return
     origin = _origin(done.trials, base)
     try:
-        trial = yield from measuring(frame, origin, variant, from_name=base.recipe.name)
+        with closing(measuring(frame, origin, variant, from_name=base.recipe.name)) as work:
+            while True:
+                try:
+                    yield next(work)
+                except StopIteration as finished:
+                    trial = finished.value
+                    break
+                if purse.empty:
+                    return
     except BundleError as error:
         yield from tell(done, f"{base.recipe.name}{variant.suffix} could not be made: {error}")
         return

@@ -1,0 +1,160 @@
+"""A rung ends where the time is over, the user wants the answer, or it cannot go on; what was measured stays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Event as Flag
+
+import pytest
+from made_sets import stripes
+from made_trials import probabilities, trial
+
+from graft.backbones.catalogue import rows
+from graft.backbones.weights import Reach
+from graft.compute import Compute
+from graft.errors import StoreError
+from graft.images.dataset import Dataset
+from graft.images.folds import Folds, split
+from graft.images.scan import scan
+from graft.store import Store
+from graft.studies.frame import Event, Frame
+from graft.studies.journal import Journal
+from graft.studies.plan import NAMED, Plan
+from graft.studies.rungs import Progress, Working
+from graft.studies.search import RUNG, _in_time
+from graft.studies.settings import resolved
+
+BUDGET = 100.0
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stripes(tmp_path_factory.mktemp("photos") / "photos", each=6)
+
+
+@pytest.fixture(scope="module")
+def looked_at(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Folds, Store]:
+    store = Store(tmp_path_factory.mktemp("store"))
+    dataset = scan(photos, store=store, threads=1)
+    return dataset, split(dataset, count=2, seed=0), store
+
+
+@pytest.fixture
+def frame_at(
+    looked_at: tuple[Dataset, Folds, Store], photos: Path, tmp_path: Path
+) -> Iterator[Callable[[float], Frame]]:
+    """A study that has worked for so many of its 100 seconds."""
+    dataset, folds, store = looked_at
+    opened: list[Journal] = []
+
+    def made(second: float) -> Frame:
+        place = tmp_path / str(len(opened))
+        opened.append(Journal(place, started=time.monotonic() - second))
+        settings = resolved(photos, out=place, budget=BUDGET)
+        return Frame(
+            settings,
+            dataset,
+            folds,
+            store,
+            Compute("cpu", False, 1),
+            None,
+            Reach(False, False),
+            opened[-1],
+            Flag(),
+        )
+
+    yield made
+    for journal in opened:
+        journal.close()
+
+
+def measured(frame: Frame) -> Progress:
+    return Progress(trials=[trial("some/tap", probabilities(0.9, seed=1, count=len(frame.rows)))])
+
+
+def rung(frame: Frame, done: Progress, *, pause: float = 0.0, error: Exception | None = None) -> Working:
+    for number in range(3):
+        time.sleep(pause)
+        done.trials.append(trial(f"more/{number}", probabilities(0.8, seed=number, count=len(frame.rows))))
+        yield Event("progress", "working", number, 3)
+    if error is not None:
+        raise error
+
+
+def begun(frame: Frame) -> list[str]:
+    return [record["name"] for record in frame.journal.records if record["kind"] == RUNG]
+
+
+def test_in_time_all_of_it_is_done(frame_at: Callable[[float], Frame]) -> None:
+    frame = frame_at(10.0)
+    done = measured(frame)
+    list(_in_time(frame, done, "some work", rung(frame, done), again=False))
+    assert len(done.trials) == 4 and not done.notices and begun(frame) == ["some work"]
+
+
+def test_when_time_is_over_nothing_is_begun_or_journalled(frame_at: Callable[[float], Frame]) -> None:
+    frame = frame_at(101.0)
+    done = measured(frame)
+    list(_in_time(frame, done, "some work", rung(frame, done), again=False))
+    assert len(done.trials) == 1 and begun(frame) == []
+    assert "some work was not begun or not finished" in done.notices[0]
+
+
+def test_a_rung_is_left_when_time_runs_out_and_keeps_what_it_measured(
+    frame_at: Callable[[float], Frame],
+) -> None:
+    frame = frame_at(99.8)
+    done = measured(frame)
+    list(_in_time(frame, done, "slow work", rung(frame, done, pause=0.3), again=False))
+    assert [one.recipe.name for one in done.trials] == ["some/tap", "more/0"]
+    assert "slow work" in done.notices[0] and begun(frame) == ["slow work"]
+
+
+def test_what_an_earlier_session_began_brings_its_results_whatever_the_time(
+    frame_at: Callable[[float], Frame],
+) -> None:
+    frame = frame_at(500.0)
+    done = measured(frame)
+    list(_in_time(frame, done, "some work", rung(frame, done), again=True))
+    assert len(done.trials) == 4 and not done.notices
+
+
+def test_without_any_answer_the_work_goes_on(frame_at: Callable[[float], Frame]) -> None:
+    frame, done = frame_at(500.0), Progress()
+    events = _in_time(frame, done, "some work", rung(frame, done), again=False)
+    assert next(events).kind == "progress" and len(done.trials) == 1
+
+
+def test_whoever_wants_the_answer_gets_it(frame_at: Callable[[float], Frame]) -> None:
+    frame = frame_at(1.0)
+    done = measured(frame)
+    frame.halt.set()
+    list(_in_time(frame, done, "some work", rung(frame, done), again=False))
+    assert len(done.trials) == 1 and not done.notices and begun(frame) == []
+
+
+def test_a_rung_that_fails_does_not_take_the_answer_with_it(frame_at: Callable[[float], Frame]) -> None:
+    frame = frame_at(1.0)
+    done, error = measured(frame), StoreError("The disk is full.")
+    list(_in_time(frame, done, "some work", rung(frame, done, error=error), again=False))
+    assert len(done.trials) == 4 and done.notices[0].startswith("The disk is full. The study goes on")
+
+
+def test_where_there_is_no_answer_the_failure_is_told(frame_at: Callable[[float], Frame]) -> None:
+    def failing() -> Working:
+        yield Event("progress", "working")
+        raise StoreError("The disk is full.")
+
+    with pytest.raises(StoreError):
+        list(_in_time(frame_at(1.0), Progress(), "some work", failing(), again=False))
+
+
+def test_the_cheapest_backbone_comes_first_and_the_best_one_next() -> None:
+    known = sorted((row for row in rows() if row.gmacs and row.top1), key=lambda row: row.gmacs or 0.0)[:20]
+    listed = Plan(tuple((row, NAMED) for row in known), ()).order
+    best = max(known, key=lambda row: row.top1 or 0.0)
+    assert [row.name for row, _ in listed[:2]] == [known[0].name, best.name]
+    assert {row.name for row, _ in listed} == {row.name for row in known} and len(listed) == len(known)
+    assert Plan((), ()).order == ()
