@@ -21,6 +21,7 @@ from graft.studies.board import board
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.plan import NAMED, Plan, geometry_of, pilot
 from graft.studies.probe import check_rows, heads_on_taps, priced, probing, samples_of
+from graft.studies.schedule import intended, scheduled
 from graft.studies.scratching import scratching
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Wor
     yield Event("stage", f"Probing {len(planned.backbones)} backbones at every depth")
     done.reasons |= {entry.name: why for entry, why in planned.backbones}
     fit = yield from _pilot(frame, planned, done, ahead)
+    if done.trials:
+        yield from _intended(frame, planned, done)
     yield from prepare(frame, [geometry_of(entry, frame.dataset, fit) for entry, _ in planned.backbones])
     for entry, _ in planned.order:
         geometry = geometry_of(entry, frame.dataset, fit)
@@ -105,6 +108,25 @@ def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Wor
     if not done.trials:
         raise BackboneError("No backbone could be opened. " + " ".join(done.notices[-2:]))
     yield Event("board", "all backbones probed", board=board(frame, done.trials))
+
+
+def _intended(frame: Frame, planned: Plan, done: Progress) -> Working:
+    """The plan of the whole study, calibrated by the first backbone."""
+    from graft.learning.scratch_settings import planned_multiply_adds
+
+    shares, training = {}, 0.0
+    if frame.settings.only is None:
+        from graft.backbones.scratch import design
+
+        shares = {"measuring other inputs": 0.1, "fine-tuning": TUNING_SHARE, "shrinking": 0.1}
+        made, _ = design(frame.dataset, development=len(frame.rows))
+        settings = training_settings(frame)
+        work = frame.folds.count * planned_multiply_adds(made, len(frame.learned_from(0)), settings)
+        training = work / training_speed(frame.compute)
+    elif frame.settings.only == "finetuned":
+        shares = {"fine-tuning": ALONE_TUNING_SHARE}
+    schedule = scheduled(frame, planned, done.trials, shares, training)
+    yield Event("notice", intended(schedule, frame.settings.budget_seconds))
 
 
 def _kept_share(frame: Frame) -> float:

@@ -60,12 +60,11 @@ from graft.studies.rungs import (
     training_settings,
     tuning_rung,
 )
+from graft.studies.schedule import RUNG, spent, told
 from graft.studies.settings import Settings
 from graft.studies.shrinking.finish import fitting_shrunk
 from graft.studies.shrinking.rung import shrink_rung
 from graft.studies.subjects import about_series, kept_together
-
-RUNG = "rung"  # a record in the journal: it was begun
 
 Ending = Callable[[Frame, Progress, str], Generator[Event, None, results.StudyResult]]
 
@@ -232,6 +231,9 @@ def finishing(
     fit: Callable[[Trial], Generator[Event, None, Fitted]] | None = None,
 ) -> Generator[Event, None, results.StudyResult]:
     """Choose, fit the choice on all images (by `fit`, or as its rung does), test once, pack, and write it all down."""
+    done.extras["rungs"] = spent(frame)
+    if done.extras["rungs"]:
+        yield Event("notice", told(done.extras["rungs"]))
     usable = [trial for trial in done.trials if trial.complete and trial.model_bytes is not None]
     if not usable:
         raise RunError(

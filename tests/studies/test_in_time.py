@@ -23,7 +23,8 @@ from graft.studies.frame import Event, Frame
 from graft.studies.journal import Journal
 from graft.studies.plan import NAMED, Plan
 from graft.studies.rungs import Progress, Working
-from graft.studies.search import RUNG, _in_time
+from graft.studies.schedule import RUNG
+from graft.studies.search import _in_time
 from graft.studies.settings import resolved
 
 BUDGET = 100.0
