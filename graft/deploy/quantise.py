@@ -7,6 +7,8 @@ convolution (the normalisation) stays in float32. Weights use 7 of their 8 bits 
 instructions a sum of two byte products saturates 16 bits, and MobileNets lost 5 to 8 points of ImageNet accuracy there
 (Intel Neural Compressor, ONNX Runtime on AMD without VNNI), while 7 bits are the same on every processor.
 
+The weights of the largest convolutions may be held in 4 bits (`graft.deploy.codebook`), in a graph that computes in 8.
+
 Cost: one float32 pass over the images on one thread, and about 2 s. Needs onnx and ONNX Runtime, no torch.
 
 Not covered: quantisation-aware training; networks whose exporter left shapes open.
@@ -20,7 +22,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -28,13 +30,15 @@ from jaxtyping import Float32, UInt8
 from onnx import ModelProto, numpy_helper
 
 from graft.backbones.graph import INPUT
+from graft.deploy.bias_scales import with_computed_bias_scales
+from graft.deploy.codebook import codebook, coded, largest_layers
 from graft.deploy.opening import EMBEDDING
-from graft.deploy.rounding import rounded
+from graft.deploy.rounding import even, rounded
 from graft.errors import BundleError
 
 CALIBRATION_IMAGES = 64
 BATCH = 16
-ROUNDING_IMAGES = 24
+ROUNDING_IMAGES = {8: 24, 4: 64}  # by the bits of the weights
 LEVELS, PORTABLE_LEVELS = 127, 64  # from zero to the largest weight of a channel
 LEARNED = ("Conv", "MatMul", "Gemm", "ConvTranspose")
 OWN = "graft_"  # how the names of tensors begin that belong to the head
@@ -50,11 +54,13 @@ def quantised(
     *,
     upto: Sequence[str],
     reduce_range: bool = True,
+    weight_bits: Literal[4, 8] = 8,
 ) -> ModelProto:
     """`model` with everything between its first convolution and the tensors `upto` in 8 bits, and short names inside.
 
     `model` comes from `prepared`. `images`: at least one, in the network's geometry; ranges are those between the least and the largest value seen.
-    `reduce_range`: 7-bit weights, the same on every processor. Raises BundleError if ONNX Runtime cannot quantise it.
+    `reduce_range`: 7-bit weights, the same on every processor. `weight_bits` of the largest convolutions. Raises BundleError if
+    ONNX Runtime cannot quantise it, or if no convolution is large enough for 4 bits.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -62,7 +68,14 @@ def quantised(
     if not inside:
         raise BundleError("The graph has no convolution, so there is nothing to quantise. Leave int8 out.")
     levels = PORTABLE_LEVELS if reduce_range else LEVELS
-    made = rounded(model, spread(images, ROUNDING_IMAGES), layers=frozenset(inside), levels=levels)
+    book = codebook(levels)
+    grids = dict.fromkeys(inside, even(levels))
+    if weight_bits == 4:
+        large = largest_layers(model, inside)
+        if not large:
+            raise BundleError("No convolution is large enough for 4-bit weights. Leave int4 out.")
+        grids |= dict.fromkeys(large, book)
+    made = rounded(model, spread(images, ROUNDING_IMAGES[weight_bits]), grids=grids)
     outside = [node.name for node in made.graph.node if node.name not in inside]
     with tempfile.TemporaryDirectory(prefix="graft-int8-") as folder, _quiet():
         place = Path(folder) / "int8.onnx"
@@ -85,9 +98,9 @@ def quantised(
             raise BundleError(
                 f"ONNX Runtime cannot quantise this network: {reason}. Leave int8 out."
             ) from error
-        small = _named(onnx.load(place))
+        small = with_computed_bias_scales(_named(onnx.load(place)))
     small.ir_version = model.ir_version
-    return compacted(small)
+    return compacted(coded(small, book) if weight_bits == 4 else small)
 
 
 def prepared(model: ModelProto, images: UInt8[np.ndarray, "m h w c"]) -> ModelProto:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 import scipy.linalg
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from graft.backbones.graph import INPUT
@@ -30,23 +30,28 @@ DAMPING = 0.01  # of the mean diagonal, so that inputs that never vary do not ma
 LEAST_ROWS = 16
 
 
-def rounded(
-    model: ModelProto, images: UInt8[np.ndarray, "m h w c"], *, layers: frozenset[str], levels: int
-) -> ModelProto:
-    """A copy of `model` with the weights of the convolutions called `layers` on a grid of `-levels .. levels` steps.
+def even(levels: int) -> Int[np.ndarray, " l"]:
+    """The grid of all integers from `-levels` to `levels`."""
+    return np.arange(-levels, levels + 1)
 
-    Weights of a channel are multiples of its largest one divided by `levels`. Biases change; a convolution without one
-    stays without.
+
+def rounded(
+    model: ModelProto, images: UInt8[np.ndarray, "m h w c"], *, grids: Mapping[str, Int[np.ndarray, " l"]]
+) -> ModelProto:
+    """A copy of `model` with the weights of the convolutions that `grids` names on their grids.
+
+    A grid: ascending integers from some `-top` to `top`. Weights of a channel are its largest one divided by `top`, times
+    integers of the grid. Biases change; a convolution without one stays without.
     """
     made = ModelProto()
     made.CopyFrom(model)
     constants = {tensor.name: tensor for tensor in made.graph.initializer}
-    chosen = [node for node in made.graph.node if node.name in layers and convolved(node, constants)]
+    chosen = [node for node in made.graph.node if node.name in grids and convolved(node, constants)]
     means = _channel_means(model, [node.output[0] for node in chosen], images)
     wanted = {node.name: means[node.output[0]] for node in chosen}
     for node, given in walk(made, images):
         if node.name in wanted:
-            _round_layer(node, constants, given, wanted[node.name], levels)
+            _round_layer(node, constants, given, wanted[node.name], grids[node.name])
     return made
 
 
@@ -76,7 +81,7 @@ def _round_layer(
     constants: Mapping[str, TensorProto],
     given: Float32[np.ndarray, "m c y x"],
     wanted: Float[np.ndarray, " o"],
-    levels: int,
+    grid: Int[np.ndarray, " l"],
 ) -> None:
     """Replace the weights and the bias of one convolution."""
     weights = numpy_helper.to_array(constants[node.input[1]])
@@ -85,9 +90,8 @@ def _round_layer(
     inputs = _by_group(seen, groups)
     if inputs.shape[1] < LEAST_ROWS:
         return
-    grid = on_grid(weights.reshape(groups, len(weights) // groups, -1), inputs, levels)
-    after = grid.reshape(weights.shape).astype(np.float32)
-    _set(constants[node.input[1]], after)
+    after = on_grid(weights.reshape(groups, len(weights) // groups, -1), inputs, grid)
+    _set(constants[node.input[1]], after.reshape(weights.shape).astype(np.float32))
     if len(node.input) > 2 and node.input[2] in constants:
         bias = numpy_helper.to_array(constants[node.input[2]])
         found = run_alone(node, {node.input[0]: given}, constants, None)[node.output[0]].mean(axis=(0, 2, 3))
@@ -95,19 +99,20 @@ def _round_layer(
 
 
 def on_grid(
-    weights: Float[np.ndarray, "g o d"], inputs: Float[np.ndarray, "g n d"], levels: int
+    weights: Float[np.ndarray, "g o d"], inputs: Float[np.ndarray, "g n d"], grid: Int[np.ndarray, " l"]
 ) -> Float[np.ndarray, "g o d"]:
     """Weights on their channels' grids such that `inputs @ weights.T` changes least: column by column (GPTQ)."""
     left = weights.astype(np.float64)
     largest = np.abs(left).max(axis=2, keepdims=True)
-    step = np.where(largest > 0, largest / levels, 1.0)
+    step = np.where(largest > 0, largest / grid[-1], 1.0)
     pinned = np.abs(left) >= largest * (1 - 1e-6)
     kept = left.copy()
+    halfway = (grid[1:] + grid[:-1]) / 2
     result = np.zeros_like(left)
     factors = np.stack([_factor(one) for one in inputs])
     for column in range(left.shape[2]):
         now = left[:, :, column]
-        near = np.clip(np.round(now / step[:, :, 0]), -levels, levels) * step[:, :, 0]
+        near = grid[np.searchsorted(halfway, now / step[:, :, 0])] * step[:, :, 0]
         near = np.where(pinned[:, :, column], kept[:, :, column], near)
         result[:, :, column] = near
         error = (now - near) / factors[:, column, column][:, None]

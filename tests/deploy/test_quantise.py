@@ -10,7 +10,7 @@ from made_graphs import OUTPUT, images, mobile
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from graft.deploy.quantise import compacted, outputs_of, prepared, pruned, quantised, spread
-from graft.deploy.rounding import on_grid, rounded
+from graft.deploy.rounding import even, on_grid, rounded
 from graft.errors import BundleError
 
 
@@ -62,7 +62,7 @@ def test_rounding_layer_by_layer_is_better_than_every_weight_alone(ready: ModelP
                 numpy_helper.from_array((np.round(weights / step) * step).astype(np.float32), tensor.name)
             )
     wanted = outputs_of(ready, pixels, OUTPUT)
-    careful = rounded(ready, pixels, layers=layers, levels=8)
+    careful = rounded(ready, pixels, grids=dict.fromkeys(layers, even(8)))
     assert error(outputs_of(careful, pixels, OUTPUT), wanted) < 0.6 * error(
         outputs_of(plain, pixels, OUTPUT), wanted
     )
@@ -75,12 +75,28 @@ def test_on_grid_is_on_the_grid_with_the_largest_weight_in_its_place(
 ) -> None:
     random = np.random.default_rng(seed)
     weights = random.normal(0, 1, (2, outputs, inputs))
-    found = on_grid(weights, random.normal(0, 1, (2, 40, inputs)), levels)
+    found = on_grid(weights, random.normal(0, 1, (2, 40, inputs)), even(levels))
     largest = np.abs(weights).max(axis=2, keepdims=True)
     steps = found / largest * levels
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-6)
     assert np.abs(steps).max() <= levels + 1e-6
     np.testing.assert_allclose(np.abs(found).max(axis=2, keepdims=True), largest, rtol=1e-9)
+
+
+def test_scales_of_biases_are_multiplied_and_change_nothing(
+    ready: ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = quantised(ready, images(), upto=[OUTPUT])
+    monkeypatch.setattr("graft.deploy.quantise.with_computed_bias_scales", lambda model: model)
+    held = quantised(ready, images(), upto=[OUTPUT])
+    assert sum(node.op_type == "Mul" for node in made.graph.node) == 5
+    fresh = images(5, seed=9)
+    np.testing.assert_array_equal(outputs_of(made, fresh, OUTPUT), outputs_of(held, fresh, OUTPUT))
+    floats = [
+        sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT)
+        for model in (made, held)
+    ]
+    assert floats[1] - floats[0] == 16 + 32 + 32 + 16 + 24
 
 
 def test_compacted_keeps_what_is_said_and_holds_equal_constants_once() -> None:

@@ -20,7 +20,7 @@ from graft import cli
 from graft.deploy.conversion import is_int8
 from graft.errors import RunError, SettingsError
 from graft.studies.choice import Limits
-from graft.studies.shrinking import rung, students
+from graft.studies.shrinking import finish, rung, students
 from graft.studies.shrinking.finish import pick, settings_of
 from graft.studies.shrinking.rung import Purse
 from graft.studies.shrinking.variants import Variant, kind_of, shrunk_recipe, variant_of
@@ -82,14 +82,21 @@ def test_kinds_and_names_follow_from_the_variant() -> None:
     assert kind_of(made("a/b@128px", 1)) == "smaller input"
     assert kind_of(made("a/b", 1, precision="int8")) == "8 bits"
     assert kind_of(made("a/b", 1, share=0.5, precision="int8")) == "fewer channels, 8 bits"
+    assert kind_of(made("a/b", 1, precision="int4")) == "4-bit weights"
+    thin = made("a/b", 1, share=0.5, precision="int4")
+    assert kind_of(thin) == "fewer channels, 4-bit weights" and thin.recipe.name == "a/b+thin:50+int4"
+    assert variant_of(thin).calibrated
     student = made("a/b", 1, deepest=4, student=8, precision="int8")
     assert kind_of(student) == "student, 8 bits" and student.recipe.backbone == "small_cnn"
     assert student.recipe.name == "a/b+depths:4+student:8+int8" and student.recipe.geometry.size == 32
     deep = made("a/b", 1, deepest=4)
     assert kind_of(deep) == "several depths" and deep.recipe.name == "a/b+depths:4"
     assert variant_of(deep) == Variant(deepest=4) and not variant_of(deep).calibrated
-    keys = {made("a/b", 1, **v).recipe.key for v in ({"deepest": 1}, {"deepest": 2}, {"precision": "int8"})}
-    assert len(keys) == 3
+    keys = {
+        made("a/b", 1, **v).recipe.key
+        for v in ({"deepest": 1}, {"deepest": 2}, {"precision": "int8"}, {"precision": "int4"})
+    }
+    assert len(keys) == 4
 
 
 def test_each_depth_has_clearly_fewer_weights() -> None:
@@ -158,7 +165,7 @@ def test_a_finished_study_gets_a_small_bundle(
     chosen = next(row for row in result.facts["candidates"] if row["id"] == facts["choice"])
     assert small.facts["recipe"] == chosen["recipe"]
     assert is_int8(onnx.load(run / "model-small.graft" / "model.onnx")) == (
-        small.facts["precision"] == "int8"
+        small.facts["precision"] != "float32"
     )
     assert np.mean([p.label == path.parent.name for p, path in _answers(small, photos)]) > 0.6
     lines = (run / "journal.jsonl").read_bytes().count(b'"kind": "fold"')
@@ -180,7 +187,7 @@ def test_what_was_tuned_gets_8_bits_and_students(
     monkeypatch.setattr(rung, "THIN_SHARES", ())
     monkeypatch.setattr(rung, "SMALLER_INPUTS", ())
     monkeypatch.setattr(rung, "WIDTHS", (8,))
-    monkeypatch.setattr(rung, "_worth_quantising", lambda *_: [])
+    monkeypatch.setattr(rung, "_worth_quantising", lambda *_: ([], []))
     monkeypatch.setattr(students, "STUDENT_VIEWS", 400)
     monkeypatch.setattr(students, "VIEWS", 2)
     photos = stripes(tmp_path / "photos", each=12)
@@ -198,7 +205,7 @@ def test_what_was_tuned_gets_8_bits_and_students(
     assert json.loads((run / "run.json").read_bytes())["settings"] == json.loads(asked)["settings"]
     assert set(tuned) <= set((run / "trials").glob("*.tuned.safetensors"))
     made = {step["kind"]: step for step in facts["steps"]}
-    assert set(made) == {"8 bits", "student", "student, 8 bits"}
+    assert set(made) == {"8 bits", "4-bit weights", "student", "student, 8 bits"}
     assert made["8 bits"]["from"] in {
         r["id"] for r in result.facts["candidates"] if r["strategy"] != "frozen"
     }
@@ -211,6 +218,55 @@ def test_what_was_tuned_gets_8_bits_and_students(
     again = graft.shrink(run, tolerance=0.5)
     assert again.facts["shrink"]["steps"] == facts["steps"]
     assert (run / "journal.jsonl").read_bytes().count(b'"kind": "fold"') == lines
+
+
+@pytest.mark.slow
+def test_what_holds_in_8_bits_gets_4_bit_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rung, "MOST_DEPTHS", 0)
+    monkeypatch.setattr(rung, "THIN_SHARES", ())
+    monkeypatch.setattr(rung, "SMALLER_INPUTS", ())
+    monkeypatch.setattr(rung, "WIDTHS", ())
+    photos = stripes(tmp_path / "photos", each=24)
+    weights = weights_folder(tmp_path / "weights", ("test_resnet",))
+    run = tmp_path / "run"
+    graft.study(photos, out=run, weights=weights, only="frozen", folds=2, fit="squash")
+
+    def pick_4_bits(_: Any, by_name: dict[str, Any], __: Limits) -> tuple[Any, str]:
+        return next(one for name, one in by_name.items() if name.endswith("+int4")), ""
+
+    monkeypatch.setattr(finish, "pick", pick_4_bits)
+    result = graft.shrink(run, tolerance=0.2)
+    facts = result.facts["shrink"]
+    assert problems(result.facts) == []
+    steps = {step["id"]: step for step in facts["steps"]}
+    four = [step for name, step in steps.items() if name.endswith("+int4")]
+    assert 1 <= len(four) <= rung.MOST_CODED
+    for step in four:
+        eight = steps[step["from"]]
+        assert eight["id"] == step["id"].replace("+int4", "+int8")
+        assert step["bytes"] < 0.9 * eight["bytes"] and step["bytes_share"] < 0.9
+        assert eight["score"] >= facts["reference"]["score"] - rung.CODING_LOSS * 0.2
+    records = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    measured = [one["name"] for one in records if one["kind"] == "fold" and "+int4" in one["name"]]
+    assert sorted(measured) == sorted(2 * [step["id"] for step in four])
+    small = graft.load(run / "model-small.graft")
+    assert small.facts["precision"] == "int4" and facts["choice"] in {step["id"] for step in four}
+    graph = onnx.load(run / "model-small.graft" / "model.onnx").graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("Gather") == kinds.count("Cast") - 1 > 0
+    fresh = stripes(tmp_path / "fresh", each=24, seed=7)
+    right = np.mean([answer.label == path.parent.name for answer, path in _answers(small, fresh)])
+    assert right > steps[facts["choice"]]["score"] - 0.15
+    again = graft.shrink(run, tolerance=0.2)
+    assert again.facts["shrink"]["steps"] == facts["steps"]
+
+
+def test_students_and_what_is_not_in_8_bits_get_no_4_bit_weights() -> None:
+    assert rung._eight(made("a/b", 1, precision="int8")) and rung._eight(
+        made("a/b", 1, share=0.5, precision="int8")
+    )
+    for variant in ({"student": 8, "precision": "int8"}, {"precision": "int4"}, {"deepest": 2}, {}):
+        assert not rung._eight(made("a/b", 1, **variant))
 
 
 def _answers(bundle: Any, photos: Path) -> list[tuple[Any, Path]]:

@@ -8,10 +8,11 @@ and latency. The steps, in the order in which a small budget pays them:
 2. a smaller input for the best network, frozen at all its taps;
 3. networks cut at any waist and read at several depths at once (`graft.deploy.reading`);
 4. the most promising of all these in 8 bits (`graft.deploy.quantise`);
-5. the best of what was fine-tuned, and the small CNN from scratch, in 8 bits;
-6. the best frozen network with fewer inner channels (`graft.deploy.thinning`), in 8 bits;
-7. the rest of the curve in 8 bits;
-8. students of the best network (`graft.studies.shrinking.students`), and they in 8 bits.
+5. those of them that hold, or nearly, with 4-bit weights (`graft.deploy.codebook`);
+6. the best of what was fine-tuned, and the small CNN from scratch, in 8 bits;
+7. the best frozen network with fewer inner channels (`graft.deploy.thinning`), in 8 bits;
+8. the rest of the curve in 8 bits, and what else nearly holds with 4-bit weights;
+9. students of the best network (`graft.studies.shrinking.students`), and they in 8 bits.
 
 What is tried is a function of the scores and of a share of the budget, which pays by the size of networks and not by the
 clock, so that two studies with one seed try the same. Every finished (recipe, fold) is in the journal.
@@ -61,13 +62,13 @@ DEPTH_STEP = 0.75  # each next waist has at most this share of the weights of th
 THIN_SHARES = (0.65, 0.45)
 TRAINED = (*TUNED, "scratch")
 SMALL_CNN, SMALL_CNN_GMACS = "small_cnn", 0.035
-AT_FIRST = (
-    4  # of the promising are brought to 8 bits before anything is thinned; the rest of the curve after that
-)
 MOST_TRAINED = 3  # of the candidates that were trained are brought to 8 bits
+MOST_CODED = 3  # of those in 8 bits get 4-bit weights, each time
+CODING_LOSS = 2.0  # tolerances below the best full-size candidate, 8 bits are worth 4-bit weights
 # Seconds to plan with, on one thread of any machine: 10^9 multiply-adds (and of a training's forward passes), quantising,
 # opening a trained network, a head on 1,000 images, a view.
 SECONDS_PER_GMAC, TRAINING_PER_GMAC, QUANTISING, OPENING, HEAD, VIEW = 0.015, 0.1, 7.0, 3.0, 0.5, 0.003
+CODING = 5.0  # more than quantising: 4 bits are rounded on more images
 
 
 @dataclass(slots=True)
@@ -121,9 +122,11 @@ def _steps(frame: Frame, done: Progress, whole: float, until: float, tolerance: 
         yield from _smaller_inputs(frame, done, best, screening)
         yield from _several_depths(frame, done, screening)
     purse = Purse((1 - SCREENING) * whole + screening.seconds, until)
-    chosen = _worth_quantising(frame, done.trials, tolerance) if frozen else []
-    first, later = chosen[:AT_FIRST], chosen[AT_FIRST:]
-    for trial in [*first, *_trained_candidates(frame, done.trials)]:
+    first, later = _worth_quantising(frame, done.trials, tolerance) if frozen else ([], [])
+    for trial in first:
+        yield from _in_8_bits(frame, done, trial, purse)
+    yield from _in_4_bits(frame, done, tolerance, purse)
+    for trial in _trained_candidates(frame, done.trials):
         yield from _in_8_bits(frame, done, trial, purse)
     for share in THIN_SHARES if frozen else ():
         for trial in _worth_thinning(frame, done.trials, before):
@@ -132,6 +135,7 @@ def _steps(frame: Frame, done: Progress, whole: float, until: float, tolerance: 
                 yield from _measured(frame, done, trial, variant, purse)
     for trial in later:
         yield from _in_8_bits(frame, done, trial, purse)
+    yield from _in_4_bits(frame, done, tolerance, purse)
     yield from _students(frame, done, purse)
 
 
@@ -139,6 +143,22 @@ def _in_8_bits(frame: Frame, done: Progress, trial: Trial, purse: Purse) -> Work
     variant = replace(variant_of(trial), precision="int8")
     if _known(frame, done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
         yield from _measured(frame, done, trial, variant, purse)
+
+
+def _in_4_bits(frame: Frame, done: Progress, tolerance: float, purse: Purse) -> Working:
+    """Those in 8 bits that (nearly) hold, the best first, by what they were made from, too: 4 bits cost some more."""
+    reference = max(signed(frame, t) for t in done.trials if full_size(t))
+    by_name = {trial.recipe.name: trial for trial in done.trials}
+    worth = [t for t in done.trials if _eight(t) and signed(frame, t) >= reference - CODING_LOSS * tolerance]
+
+    def promise(trial: Trial) -> float:
+        return signed(frame, trial) + signed(frame, by_name[trial.about["shrunk"]["from"]])
+
+    for trial in sorted(worth, key=lambda t: -promise(t))[:MOST_CODED]:
+        variant = replace(variant_of(trial), precision="int4")
+        cost = _calibrated_cost(frame, _origin(done.trials, trial)) + frame.folds.count * CODING
+        if _known(frame, done, trial, variant) or purse.pays(cost):
+            yield from _measured(frame, done, trial, variant, purse)
 
 
 def _trained_candidates(frame: Frame, trials: Sequence[Trial]) -> list[Trial]:
@@ -285,16 +305,18 @@ def _journalled(frame: Frame, begin: str, end: str = "") -> bool:
     return any(name.startswith(begin) and name.endswith(end) for name in names)
 
 
-def _worth_quantising(frame: Frame, trials: Sequence[Trial], tolerance: float) -> list[Trial]:
-    """What is likely to be the smallest within the tolerance, the best, and those on the curve below, in this order."""
+def _worth_quantising(
+    frame: Frame, trials: Sequence[Trial], tolerance: float
+) -> tuple[list[Trial], list[Trial]]:
+    """What is likely to be the smallest within the tolerance, and the best; and, for later, those on the curve below."""
     usable = [t for t in trials if _frozen(t) or _float(t)]
     front = _front(usable, lambda trial: signed(frame, trial))
     reference = max(signed(frame, t) for t in trials if full_size(t))
     within = [t for t in front if signed(frame, t) >= reference - tolerance]
     below = sorted((t for t in front if t not in within), key=lambda t: -signed(frame, t))
     best = max(usable, key=lambda t: signed(frame, t))
-    ordered = [*within[:2], *below[:1], best, *below[1:]]
-    return list({trial.recipe.key: trial for trial in ordered}.values())
+    first = {trial.recipe.key: trial for trial in [*within[:2], *below[:1], best]}
+    return list(first.values()), [trial for trial in below if trial.recipe.key not in first]
 
 
 def _worth_thinning(frame: Frame, trials: Sequence[Trial], before: set[int]) -> list[Trial]:
@@ -363,6 +385,13 @@ def _float(trial: Trial) -> bool:
         and not variant_of(trial).student
         and not variant_of(trial).calibrated
     )
+
+
+def _eight(trial: Trial) -> bool:
+    """Whether it is in 8 bits and no student, whose layers are small."""
+    if trial.recipe.strategy != "shrunk" or not trial.complete:
+        return False
+    return variant_of(trial).precision == "int8" and not variant_of(trial).student
 
 
 def _same_network(one: Trial, other: Trial) -> bool:

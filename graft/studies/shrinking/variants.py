@@ -1,8 +1,8 @@
 """One way to make a network smaller, and what it is worth on the folds.
 
-In: a trial and a `Variant` of it: read at several depths up to some waist, inner channels taken out, 8-bit weights, or
-a student of it. Out: a trial like any other, every (recipe, fold) in the journal. What is calibrated on images (thinning,
-8 bits) is made for every fold anew from images that the fold learns from, and the held-out images are answered by it.
+In: a trial and a `Variant` of it: read at several depths up to some waist, inner channels taken out, 8 bits, 4-bit
+weights, or a student of it. Out: a trial like any other, every (recipe, fold) in the journal. What is calibrated on images
+(thinning, 8 bits, 4-bit weights) is made for every fold anew from images that the fold learns from, and the held-out images are answered by it.
 The head of a frozen network is fitted on what the smaller one puts out; a trained network keeps its own.
 
 Cost: float variants read the pooled maps of all waists from the cache, one pass for all of them; the others take about
@@ -40,14 +40,21 @@ from graft.studies.shrinking.networks import Network, network_of, network_traine
 from graft.studies.shrinking.students import STUDENT_VERSION, student_fold, student_geometry
 from graft.studies.tuning.kept_states import kept_trained
 
-Precision = Literal["float32", "int8"]
+Precision = Literal["float32", "int8", "int4"]
 Kind = Literal[
-    "smaller input", "several depths", "8 bits", "fewer channels, 8 bits", "student", "student, 8 bits"
+    "smaller input",
+    "several depths",
+    "8 bits",
+    "4-bit weights",
+    "fewer channels, 8 bits",
+    "fewer channels, 4-bit weights",
+    "student",
+    "student, 8 bits",
 ]
 SMALLER = re.compile(r"@\d+px$")  # how the names of trials with smaller inputs end
 CALIBRATED_ON = 64
 THINNED_ON = 32
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,8 @@ class Variant:
     """`deepest`: the number of the last waist that is read, together with some below (by a student: by its teacher); None:
     the tap, as it was.
 
-    `share`: of the weights that stay; `precision` of what lies before the head. `student`: the width of a small CNN that
+    `share`: of the weights that stay; `precision` of what lies before the head, where int4 holds the largest weights in 4
+    bits and computes in 8. `student`: the width of a small CNN that
     learns from the network and takes its place; 0 for none.
     """
 
@@ -67,7 +75,7 @@ class Variant:
     @property
     def calibrated(self) -> bool:
         """Whether images decide how it comes out."""
-        return self.share < 1 or self.precision == "int8"
+        return self.share < 1 or self.precision != "float32"
 
     @property
     def suffix(self) -> str:
@@ -109,6 +117,8 @@ def kind_of(trial: Trial) -> Kind | None:
         variant = variant_of(trial)
         if variant.student:
             return "student, 8 bits" if variant.precision == "int8" else "student"
+        if variant.precision == "int4":
+            return "4-bit weights" if variant.share == 1 else "fewer channels, 4-bit weights"
         if variant.share < 1:
             return "fewer channels, 8 bits"
         return "8 bits" if variant.precision == "int8" else "several depths"
@@ -128,8 +138,14 @@ def small_graph(
         wanted = int(variant.share * weights_of(model))
         model = thinned(model, spread(images, THINNED_ON), weights=wanted)
     weights = weights_of(model)
-    if variant.precision == "int8":
-        model = quantised(model, spread(images, CALIBRATED_ON), upto=outputs, reduce_range=reduce_range)
+    if variant.precision != "float32":
+        model = quantised(
+            model,
+            spread(images, CALIBRATED_ON),
+            upto=outputs,
+            reduce_range=reduce_range,
+            weight_bits=4 if variant.precision == "int4" else 8,
+        )
     return (model if variant.deepest is None else read_together(model)), weights
 
 
