@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graft.commands import runtimes
 from graft.commands.files import image_files
+from graft.commands.lines import as_json, one_line
 from graft.errors import GraftError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
             answer = bundle.predict(file)
             place = _explained(bundle, file, answer, options, drawn) if options.explain else None
         except GraftError as error:
-            print(f"graft: {error}", file=sys.stderr)
+            print(one_line(f"graft: {error}"), file=sys.stderr)
             failed += 1
             continue
         tell(file, answer, place)
@@ -111,17 +111,17 @@ def _explained(
 
 def _plain(options: argparse.Namespace) -> Any:
     def tell(file: Path, answer: Prediction, place: Path | None) -> None:
-        shares = answer.top(options.topk)
-        if answer.label not in shares:  # decided by a threshold
-            shares = {answer.label: answer.probability}
-        parts = [", ".join(f"{label} {100 * share:.1f} %" for label, share in shares.items())]
+        shares = [f"{label} {100 * share:.1f} %" for label, share in answer.top(options.topk).items()]
+        if answer.probability < max(answer.probabilities.values()):
+            shares[0] += " (by its threshold)"
+        parts = [", ".join(shares)]
         if options.unknown and answer.unknown:
             parts.append("unknown: unlike everything the model was made from")
         if options.sets and answer.labels_90 is not None:
             parts.append(f"set: {', '.join(answer.labels_90)}")
         if place is not None:
             parts.append(f"explained: {place}")
-        print(f"{file}: " + "; ".join(parts))
+        print(one_line(f"{file}: " + "; ".join(parts)))
 
     return tell
 
@@ -139,13 +139,15 @@ def _json(options: argparse.Namespace) -> Any:
             facts["labels_90"] = list(answer.labels_90 or ())
         if place is not None:
             facts["explained"] = str(place)
-        print(json.dumps(facts, ensure_ascii=False))
+        print(as_json(facts))
 
     return tell
 
 
 def _csv(bundle: Bundle, options: argparse.Namespace) -> Any:
     """A table whose further columns stand between the answer and the probabilities."""
+    from graft.deploy.cells import path_cell
+
     table = csv.writer(sys.stdout, lineterminator="\n")
     further = (
         ["unknown", "score"] * options.unknown + ["set"] * options.sets + ["explained"] * options.explain
@@ -157,10 +159,10 @@ def _csv(bundle: Bundle, options: argparse.Namespace) -> Any:
         if options.unknown:
             told += ["yes" if answer.unknown else "no", f"{answer.score:.4f}"]
         if options.sets:
-            told.append(json.dumps(list(answer.labels_90 or ()), ensure_ascii=False))
+            told.append(as_json(list(answer.labels_90 or ())))
         if options.explain:
-            told.append(str(place))
+            told.append(path_cell(str(place)))
         shares = (f"{answer.probabilities[label]:.6f}" for label in bundle.labels)
-        table.writerow([str(file), answer.label, f"{answer.probability:.6f}", *told, *shares])
+        table.writerow([path_cell(str(file)), answer.label, f"{answer.probability:.6f}", *told, *shares])
 
     return tell

@@ -55,10 +55,11 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One image's answer: the class, its probability, and all of them, most probable first.
+    """One image's answer: the class, its probability, and all of them, the answer's first, then most probable first.
 
-    Where the bundle knows what it was made from: `unknown`, whether the image is unlike all of that; `score`, how much
-    (comparable within one bundle only); `labels_90`, the classes among which the right one is in 90 % of cases.
+    The answer is the most probable class, too, unless the bundle decides by a threshold. Where the bundle knows what it
+    was made from: `unknown`, whether the image is unlike all of that; `score`, how much (comparable within one bundle
+    only); `labels_90`, the classes among which the right one is in 90 % of cases, the answer always one of them.
     """
 
     label: str
@@ -69,7 +70,7 @@ class Prediction:
     labels_90: tuple[str, ...] | None = None
 
     def top(self, count: int) -> dict[str, float]:
-        """The `count` most probable classes."""
+        """The first `count` classes: the answer and the most probable others."""
         return dict(list(self.probabilities.items())[:count])
 
 
@@ -208,14 +209,14 @@ class Bundle:
 
     def prediction(self, row: Float32[np.ndarray, " k"], score: float | None = None) -> Prediction:
         """The answer that one row of probabilities, and its score, stand for."""
-        order = np.argsort(-row, kind="stable")
-        ranked = {self.labels[index]: float(row[index]) for index in order}
-        label = self.labels[self.decide(row[None])[0]]
+        decided, order = int(self.decide(row[None])[0]), np.argsort(-row, kind="stable")
+        label, most = self.labels[decided], self.labels[order[0]]
+        ranked = {self.labels[index]: float(row[index]) for index in (decided, *order)}
         limit, least = self.decision.limit, self.decision.least_probability
         unknown = None if limit is None or score is None else not score <= limit
         likely = None
         if least is not None:
-            likely = tuple(name for place, name in enumerate(ranked) if not place or ranked[name] >= least)
+            likely = tuple(name for name, share in ranked.items() if name in (label, most) or share >= least)
         return Prediction(label, ranked[label], ranked, unknown, score, likely)
 
     def _run(self, output: str, images: Any) -> Float32[np.ndarray, "n _"]:

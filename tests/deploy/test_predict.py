@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,9 @@ def test_bad_values_are_told_in_a_sentence(
 
 
 class TestThresholds:
-    def two(self, folder: Path, thresholds: dict[str, float]) -> Path:
+    def two(
+        self, folder: Path, thresholds: dict[str, float], conformal: Mapping[str, Any] | None = None
+    ) -> Path:
         pixels = noise(6, GEOMETRY)
         weight, bias = head()
         whole = assembled(trunk(16, 3), TAP, weight=weight[:, :2], bias=bias[:2], unit_length=True)
@@ -149,7 +152,7 @@ class TestThresholds:
             preprocess=GEOMETRY,
             about=told(),
             check=Check(pixels, shares),
-            knowing=Knowing(thresholds=thresholds),
+            knowing=Knowing(thresholds=thresholds, conformal=conformal),
         )
         return folder
 
@@ -182,6 +185,24 @@ class TestThresholds:
         assert found.scores["accuracy"].value == pytest.approx(right)
         assert found.confusion.sum(axis=0).tolist() == [said.count(label) for label in found.labels]
         assert found.scores["log_loss"] == by_most.scores["log_loss"]
+
+    def test_its_answer_comes_first_and_belongs_to_the_set(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sets = knowing(GEOMETRY).conformal
+        assert sets is not None
+        pixels, picture = noise(1, GEOMETRY, seed=4), tmp_path / "a.png"
+        Image.fromarray(pixels[0]).save(picture)
+        for label, other in (("ant", "bee"), ("bee", "ant")):
+            folder = self.two(tmp_path / label, {label: 0.0}, {**sets, "least_probability": 0.99})
+            answer = load(folder).predict(picture)
+            surprises = answer.probability < 0.5
+            assert list(answer.probabilities) == [label, other] and list(answer.top(1)) == [label]
+            assert answer.labels_90 == ((label, other) if surprises else (label,))
+            line = said(capsys, "predict", folder, picture, "--topk", "2", "--sets").strip()
+            told = f"{label} {100 * answer.probability:.1f} %" + " (by its threshold)" * surprises
+            assert line.startswith(f"{picture}: {told}, {other} ")
+            assert line.endswith(f"; set: {', '.join(answer.labels_90)}")
 
     @pytest.mark.parametrize("wrong", [{"wasp": 0.5}, {"ant": 0.5, "bee": 0.5}, {"bee": 1.5}])
     def test_what_makes_no_sense_is_refused(self, wrong: dict[str, float], tmp_path: Path) -> None:
