@@ -29,6 +29,7 @@ from graft.commands import (
     study,
     train,
 )
+from graft.commands.lines import one_line, write_whatever_comes
 from graft.errors import GraftError
 from graft.version import VERSION
 
@@ -58,21 +59,27 @@ EXAMPLES = """examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for an error with a sentence, 130 for Ctrl-C."""
+    """Run one command; returns the exit code: 0, 2 for an error with a sentence, 130 for Ctrl-C.
+
+    Who reads the output may stop reading: that is 141, without a word, as a shell counts it.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
     options.typed = shlex.join(["graft", *given])
     command: Callable[[argparse.Namespace], int] = options.run
     try:
-        return command(options)
+        try:
+            return command(options)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return 141
     except GraftError as error:
-        print(f"graft: {error}", file=sys.stderr)
+        print(one_line(f"graft: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            sys.stderr.close()
-            return 141
-        print(f"graft: {error.filename or 'A file'}: {error.strerror or error}.", file=sys.stderr)
+        place = error.filename or "A file"
+        print(one_line(f"graft: {place}: {error.strerror or error}."), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("graft: stopped; the same command continues where it was.", file=sys.stderr)
@@ -97,13 +104,8 @@ def _parser() -> argparse.ArgumentParser:
 def run() -> None:
     """The command as a process. Everything is written and closed by now; taking torch and OpenVINO down in order
     would keep the user waiting for another 1.6 s (measured on 2 cores)."""
-    code = main()
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BrokenPipeError:
-        code = 141
-    os._exit(code)
+    write_whatever_comes()
+    os._exit(main())
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from graft.commands.lines import as_json
 
 
 def add(commands: Any) -> None:
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out:
         write_check(dataset, Path(options.out))
     if options.json:
-        print(json.dumps(console.dataset_facts(dataset), ensure_ascii=False))
+        print(as_json(console.dataset_facts(dataset)))
     else:
         console.show_dataset(dataset)
     return 0

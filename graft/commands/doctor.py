@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
+
+from graft.commands.lines import as_json
 
 
 def add(commands: Any) -> None:
@@ -19,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
 
     facts = console.doctor_facts(options.weights)
     if options.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(as_json(facts))
     else:
         console.show_doctor(facts)
     return 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from graft.commands import runtimes
+from graft.commands.lines import as_json
 
 
 def add(commands: Any) -> None:
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     if options.csv:
         write_answers(evaluation, Path(options.csv))
     if options.json:
-        print(json.dumps(evaluation.facts, ensure_ascii=False))
+        print(as_json(evaluation.facts))
     else:
         console.show_evaluation(evaluation)
     return 0

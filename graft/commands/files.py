@@ -9,7 +9,10 @@ from graft.errors import GraftError
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The named files, and the images in the named folders and below them, sorted."""
+    """The named files, whether they exist or not, and the images in the named folders and below them, sorted.
+
+    Raises GraftError for a folder without images.
+    """
     from graft.images.folders import IMAGE_SUFFIXES, walk
 
     files: list[Path] = []
@@ -21,8 +24,6 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
                     f"{path} holds no image files; name a folder with images, or the files themselves."
                 )
             files += sorted(found)
-        elif path.exists():
-            files.append(path)
         else:
-            raise GraftError(f"{path} does not exist; check the path.")
+            files.append(path)
     return files

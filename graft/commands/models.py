@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from graft.commands.lines import as_json
 from graft.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _catalogue(options: argparse.Namespace) -> int:
         most=console.parameter_count(options.max_params) if options.max_params else None,
     )
     if options.json:
-        print(json.dumps(listed, ensure_ascii=False))
+        print(as_json(listed))
     else:
         console.show_models(listed)
     return 0
@@ -91,7 +91,7 @@ def _layers(options: argparse.Namespace) -> int:
     freeze = frozen_by(options.freeze, layers, stages) if options.freeze is not None else None
     facts = layer_facts(name, layers, stages, freeze, size=size)
     if options.json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print(as_json(facts))
     else:
         show_layers(facts)
     return 0

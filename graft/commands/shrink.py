@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
+
+from graft.commands.lines import as_json
 
 
 def add(commands: Any) -> None:
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     result = following.follow(work, to_stderr=options.json, halt=halt)
     told = result.facts["shrink"]
     if options.json:
-        print(json.dumps(told, ensure_ascii=False))
+        print(as_json(told))
         return 2 if told["missed"] else 0
     for step in told["steps"]:
         verdict = "kept   " if step["accepted"] else "refused"

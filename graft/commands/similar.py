@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from graft.commands.files import image_files
+from graft.commands.lines import as_json, one_line
 from graft.errors import DatasetError, GraftError
 
 
@@ -47,16 +47,16 @@ def run(options: argparse.Namespace) -> int:
         try:
             matches = index.search(bundle.embed(file), options.topk)[0]
         except DatasetError as error:
-            print(f"graft: {error}", file=sys.stderr)
+            print(one_line(f"graft: {error}"), file=sys.stderr)
             failed += 1
             continue
         if options.json:
             found = [{"name": match.name, "similarity": match.similarity} for match in matches]
-            print(json.dumps({"file": str(file), "similar": found}))
+            print(as_json({"file": str(file), "similar": found}))
             continue
-        print(f"{file}:")
+        print(one_line(f"{file}:"))
         for match in matches:
-            print(f"  {match.similarity:6.3f}  {_shown(index.root / match.name)}")
+            print(f"  {match.similarity:6.3f}  {one_line(str(index.root / match.name))}")
     if failed:
         print(f"graft: {failed} of {len(files)} files could not be read and have no answer.", file=sys.stderr)
     return 2 if failed else 0
@@ -69,19 +69,14 @@ def _duplicates(options: argparse.Namespace, index: Any) -> int:
     found = groups(index, threshold=threshold)
     if options.json:
         for group in found:
-            print(json.dumps({"similarity": group.least, "names": list(group.names)}))
+            print(as_json({"similarity": group.least, "names": list(group.names)}))
         return 0
     for number, group in enumerate(found, start=1):
         print(f"group {number}: {len(group.names)} images, similarity {group.least:.3f} or more")
         for name in group.names:
-            print(f"  {_shown(index.root / name)}")
+            print(f"  {one_line(str(index.root / name))}")
     images = sum(len(group.names) for group in found)
     print(
         f"{len(found)} groups with {images} of {len(index)} images, by a similarity from {threshold:.4g} up"
     )
     return 0
-
-
-def _shown(path: Path) -> str:
-    """A path for the screen; bytes in its name that are no text are shown as question marks."""
-    return str(path).encode("utf-8", errors="replace").decode("utf-8")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from threading import Event as Flag
 from typing import Any
+
+from graft.commands.lines import as_json
 
 
 def add(commands: Any) -> None:
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
         running(settings, command=options.typed, halt=halt), to_stderr=options.json, halt=halt
     )
     if options.json:
-        print(json.dumps(result.facts, ensure_ascii=False))
+        print(as_json(result.facts))
     else:
         console.show_result(result)
     return 0

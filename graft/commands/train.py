@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from threading import Event as Flag
 from typing import Any
+
+from graft.commands.lines import as_json
 
 EPILOG = """What is not given is taken from --recipe, or else decided by Graft (auto). docs/train.md explains every option.
 
@@ -133,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
     work = running_recipe(settings, command=options.typed, halt=halt)
     result = following.follow(work, to_stderr=options.json, halt=halt)
     if options.json:
-        print(json.dumps(result.facts, ensure_ascii=False))
+        print(as_json(result.facts))
     else:
         console.show_result(result)
     return 0

@@ -27,6 +27,7 @@ from jaxtyping import Float32, Int64
 from graft.compute import cpu_threads
 from graft.deploy.answers import LeftOut, answers
 from graft.deploy.bundle import Bundle
+from graft.deploy.cells import path_cell
 from graft.errors import DatasetError
 from graft.images.readers import read
 from graft.images.rows import Listing, Row
@@ -180,7 +181,10 @@ def judged(
 
 
 def write_answers(evaluation: Evaluation, path: Path) -> None:
-    """Write a CSV line per image: file, class, label (the answer), right, probability, and all probabilities."""
+    """Write a CSV line per image: file, class, label (the answer), right, probability, and all probabilities.
+
+    A file's name that a spreadsheet would compute begins with `./`; see `cells`.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(["file", "class", "label", "right", "probability", *evaluation.labels])
@@ -190,7 +194,7 @@ def write_answers(evaluation: Evaluation, path: Path) -> None:
         label = evaluation.labels[place]
         verdict = "yes" if label == truth else "no"
         writer.writerow(
-            [name, truth, label, verdict, f"{row[place]:.6f}", *(f"{share:.6f}" for share in row)]
+            [path_cell(name), truth, label, verdict, f"{row[place]:.6f}", *(f"{share:.6f}" for share in row)]
         )
     # A file name may hold bytes that are no text at all; they are shown as a question mark.
     write_atomically(path, text.getvalue().encode("utf-8", errors="replace"))

@@ -16,7 +16,7 @@ import graft
 from graft.cli import main
 from graft.deploy.assemble import assembled
 from graft.deploy.bundle import Bundle, load
-from graft.deploy.evaluate import spelling_hint
+from graft.deploy.evaluate import spelling_hint, write_answers
 from graft.deploy.pack import Check, pack
 from graft.errors import DatasetError
 from graft.images.dataset import Preprocess
@@ -149,6 +149,15 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert facts["unknown_classes"] == {"Bee": 12} and facts["images"] == 24
     assert len(facts["confusion"]["counts"]) == 4
     assert main(["evaluate", str(model), str(tmp_path / "nowhere")]) == 2
+
+
+def test_no_file_in_the_table_is_a_formula_and_every_class_is_itself(tmp_path: Path) -> None:
+    folder, table = photos(tmp_path / "later", ("ant", "=1+1"), each=2), tmp_path / "answers.csv"
+    write_answers(graft.evaluate(undecided(tmp_path / "model.graft"), folder), table)
+    lines = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    assert [line["file"] for line in lines[:2]] == ["./=1+1/00.png", "./=1+1/01.png"]
+    assert lines[0]["class"] == "=1+1" and lines[2]["file"] == "ant/00.png"
+    assert all((folder / line["file"]).is_file() for line in lines)
 
 
 def test_spelling() -> None:
