@@ -90,9 +90,15 @@ class _Routes:
             Route("/v2", self.v2_server),
             Route("/v2/health/live", self.alive),
             Route("/v2/health/ready", self.ready),
-            Route("/v2/models/{name}", self.v2_model),
-            Route("/v2/models/{name}/ready", self.v2_model_ready),
-            Route("/v2/models/{name}/infer", self.v2_infer, methods=["POST"]),
+            *(
+                route
+                for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+                for route in (
+                    Route(model, self.v2_model),
+                    Route(f"{model}/ready", self.v2_model_ready),
+                    Route(f"{model}/infer", self.v2_infer, methods=["POST"]),
+                )
+            ),
         ]
 
     def full(self) -> int | None:
@@ -132,7 +138,11 @@ class _Routes:
                 "similar": self._neighbours.model == hosted.name,
                 "samples": self._neighbours.samples,
                 "explains": hosted.explains,
-                "limits": {"files": self._limits.files, "file_bytes": self._limits.file_bytes},
+                "limits": {
+                    "files": self._limits.files,
+                    "file_bytes": self._limits.file_bytes,
+                    "request_bytes": self._limits.request_bytes,
+                },
                 "bundle": hosted.bundle.facts,
             }
         )
@@ -176,15 +186,15 @@ class _Routes:
 
     async def v2_model(self, request: Request) -> Response:
         """Open Inference Protocol: a model's inputs and outputs."""
-        return JSONResponse(protocol.model_facts(self._models.find(request.path_params["name"])))
+        return JSONResponse(protocol.model_facts(self._v2_hosted(request)))
 
     async def v2_model_ready(self, request: Request) -> Response:
         """Open Inference Protocol: whether a model answers."""
-        return JSONResponse({"name": self._models.find(request.path_params["name"]).name, "ready": True})
+        return JSONResponse({"name": self._v2_hosted(request).name, "ready": True})
 
     async def v2_infer(self, request: Request) -> Response:
         """Open Inference Protocol: an answer."""
-        hosted = self._models.find(request.path_params["name"])
+        hosted = self._v2_hosted(request)
         if "inference-header-content-length" in request.headers:
             raise Refusal(400, "Binary tensors are not taken; send the data as JSON.")
         hosted.queue.check()
@@ -198,6 +208,15 @@ class _Routes:
 
     def _hosted(self, request: Request) -> Hosted:
         return self._models.find(request.query_params.get("model"))
+
+    def _v2_hosted(self, request: Request) -> Hosted:
+        hosted = self._models.find(request.path_params["name"])
+        version = request.path_params.get("version", protocol.MODEL_VERSION)
+        if version != protocol.MODEL_VERSION:
+            raise Refusal(
+                404, f"There is no version {version[:100]!r} of {hosted.name}, only {protocol.MODEL_VERSION}."
+            )
+        return hosted
 
     async def _uploads(self, request: Request, hosted: Hosted) -> list[Upload]:
         """Looks at the queue before the body is read: under overload, a refusal must cost little."""

@@ -73,7 +73,11 @@ class Hosted:
             return await self._in_time(_all(self._predict_one(upload) for upload in uploads))
 
     async def explain(self, uploads: Sequence[Upload]) -> list[Float32[np.ndarray, "y x"]]:
-        """For each image what spoke for its answer. Raises BundleError where the model cannot tell, and as `predict`."""
+        """For each image what spoke for its answer. Raises Refusal(422) where the model cannot tell, and as `predict`."""
+        if not self.explains:
+            raise Refusal(
+                422, f"The model {self.name} cannot show what spoke for a class: {self.bundle.no_activation}."
+            )
         loop = asyncio.get_running_loop()
         with self.queue.admitted(len(uploads)):
             maps = [

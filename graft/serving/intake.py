@@ -4,6 +4,9 @@ In: an ASGI application. Out: the same behind a door. A request over the limits 
 a body that is longer than its header says, or that never ends, is refused when it is. Each request leaves one line in
 the log and one count in the meters, neither with anything of the image or of its name.
 
+Where too many requests are in flight, the slowest upload makes room for the next one. Slow clients are told from others
+by their bytes alone: behind a proxy, all have one address.
+
 Where an answer comes before the body is complete, the rest of the body is thrown away for at most a second, so that a
 client that is still sending lives to read the answer, and then the connection is closed.
 """
@@ -32,6 +35,8 @@ OPEN_TO_ALL = frozenset(
 )
 _COUNTED = frozenset({*OPEN_TO_ALL, "/bundle", "/metrics", "/predict", "/similar", "/v2"})
 _FAMILIES = ("/v2/models", "/similar/thumbnail", "/samples")
+# An upload that takes longer may have to make room. Over a slow line (1 Mbit/s), a photo of 250 kB takes two seconds.
+UNDISTURBED_SECONDS = 2.0
 _DRAIN_SECONDS = 1.0
 _DRAIN_BYTES = 16 * MIB
 _HEADERS = {
@@ -57,13 +62,15 @@ class Door:
         """`full`: the seconds until there may be room again, or None while there is."""
         self._inside, self._limits, self._meters, self._full = inside, limits, meters, full
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
-        self._requests = 0
+        self._visits: set[_Visit] = set()
         self._away: Counter[str] = Counter()
         self.memory = Memory(limits.memory_bytes)
 
     def busy_seconds(self, in_flight: int) -> int | None:
         """In how many seconds a request with images may find room, with so many begun; None where it may come in."""
-        return 1 if in_flight >= self._limits.requests else self._full()
+        if in_flight >= self._limits.requests and self._slowest() is None:
+            return 1
+        return self._full()
 
     def turned_away(self, route: str) -> None:
         """A request was refused before it became one; those of a second are counted and logged together."""
@@ -82,15 +89,14 @@ class Door:
         if scope["type"] != "http":
             await self._inside(scope, receive, send)
             return
-        visit = _Visit(scope, receive, send)
-        scope["graft.memory"] = held = _Held(self.memory)
-        self._requests += 1
+        scope["graft.visit"] = visit = _Visit(scope, receive, send, _Held(self.memory))
+        self._visits.add(visit)
         try:
             refusal = self._refusal(Headers(scope=scope), scope)
             await (response(refusal) if refusal else self._inside)(scope, visit.receive, visit.send)
         finally:
-            self._requests -= 1
-            held.free()
+            self._visits.discard(visit)
+            visit.held.free()
             self._note(scope, visit)
 
     def _refusal(self, headers: Headers, scope: Scope) -> Refusal | None:
@@ -104,9 +110,19 @@ class Door:
         if length.isascii() and length.isdigit() and int(length) > self._limits.request_bytes:
             return too_long(self._limits)
         costs = scope["method"] == "POST" or scope["path"].startswith(_FAMILIES)
-        if costs and self._requests > self._limits.requests:
-            return Busy(1)
+        if costs and len(self._visits) > self._limits.requests:
+            slowest = self._slowest()
+            if slowest is None:
+                return Busy(1)
+            slowest.make_room()
         return None
+
+    def _slowest(self) -> _Visit | None:
+        """Of the uploads that have had their time to come and are not complete, the one of fewest bytes a second."""
+        now = time.monotonic()
+        latest = now - UNDISTURBED_SECONDS
+        slow = [visit for visit in self._visits if visit.patience is not None and visit.begin < latest]
+        return min(slow, key=lambda visit: visit.received / (now - visit.begin), default=None)
 
     def _knows(self, headers: Headers) -> bool:
         """Compares digests of all keys in constant time."""
@@ -157,14 +173,25 @@ class _Held:
 
 
 class _Visit:
-    """One request's two channels, watched."""
+    """One request's two channels, watched; and what it holds of the memory.
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    `patience`: what ends the wait for its body, while somebody waits for it.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, held: _Held) -> None:
+        self.held, self.is_outpaced = held, False
+        self.patience: anyio.CancelScope | None = None
         self._receive, self._send = receive, send
         headers = Headers(scope=scope)
         self._complete = "content-length" not in headers and "transfer-encoding" not in headers
         self._asks_first = "100-continue" in headers.get("expect", "")
         self.begin, self.status, self.received = time.monotonic(), 0, 0
+
+    def make_room(self) -> None:
+        """Wait no longer for the body."""
+        assert self.patience is not None
+        self.patience.deadline, self.patience = anyio.current_time(), None
+        self.is_outpaced = True
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -210,16 +237,21 @@ async def pour(request: Request, limits: Limits, take: Callable[[bytes], object]
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refusal(415, "Compressed bodies are not taken; send the image as it is.")
-    count = 0
+    count, visit = 0, request.scope["graft.visit"]
     try:
-        with anyio.fail_after(limits.body_seconds):
+        with anyio.fail_after(limits.body_seconds) as visit.patience:
             async for chunk in request.stream():
                 count += len(chunk)
                 if count > limits.request_bytes:
                     raise too_long(limits)
-                request.scope["graft.memory"].take(len(chunk))
+                visit.held.take(len(chunk))
                 take(chunk)
     except TimeoutError:
-        raise Refusal(
-            408, f"The request was not complete within {limits.body_seconds:g} s; send it again."
-        ) from None
+        why = (
+            "came too slowly while others were waiting"
+            if visit.is_outpaced
+            else f"was not complete within {limits.body_seconds:g} s"
+        )
+        raise Refusal(408, f"The request {why}; send it again.") from None
+    finally:
+        visit.patience = None

@@ -2,8 +2,8 @@
 
 In: a tensor `image`, either UINT8 `[n, size, size, channels]` in the network's own geometry, or BYTES `[n]` with whole
 image files in base64. Out: `probabilities` FP32 `[n, k]` and `label` BYTES `[n]`. Specification:
-https://github.com/kserve/open-inference-protocol, "inference_rest". Not covered: the binary tensor extension, versions
-of models.
+https://github.com/kserve/open-inference-protocol, "inference_rest". Not covered: the binary tensor extension. A
+model has one version, "1".
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from graft.deploy.bundle import INPUT, PROBABILITIES
 from graft.serving.hosting import Hosted, Upload
 from graft.serving.refusals import Refusal
 from graft.serving.settings import Limits
-from graft.serving.uploads import from_base64
+from graft.serving.uploads import from_base64, too_many
 from graft.version import VERSION
 
+MODEL_VERSION = "1"
 LABEL = "label"
 _TYPES = {PROBABILITIES: "FP32", LABEL: "BYTES"}
 
@@ -35,7 +36,7 @@ def model_facts(hosted: Hosted) -> dict[str, Any]:
     """What answers `GET /v2/models/{name}`."""
     return {
         "name": hosted.name,
-        "versions": ["1"],
+        "versions": [MODEL_VERSION],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *hosted.pixel_shape]}],
         "outputs": [
@@ -53,8 +54,6 @@ def images_in(request: Any, hosted: Hosted, limits: Limits) -> list[Upload] | UI
         raise Refusal(400, "The input's shape is a list of whole numbers from 1 up.")
     if not isinstance(data, list):
         raise Refusal(400, "The input's data is a list.")
-    if shape and shape[0] > limits.files:
-        raise Refusal(413, f"{shape[0]} images in one request; at most {limits.files} are taken.")
     if kind == "BYTES":
         if len(shape) != 1 or len(data) != shape[0] or not all(isinstance(text, str) for text in data):
             raise Refusal(400, "A BYTES input has the shape [n] and n strings, each an image file in base64.")
@@ -63,7 +62,9 @@ def images_in(request: Any, hosted: Hosted, limits: Limits) -> list[Upload] | UI
         raise Refusal(400, "The input's datatype is UINT8 (pixels) or BYTES (image files in base64).")
     if tuple(shape[1:]) != hosted.pixel_shape:
         wanted = ", ".join(map(str, hosted.pixel_shape))
-        raise Refusal(400, f"The model {hosted.name} takes pixels of the shape [n, {wanted}].")
+        raise Refusal(400, f"The shape must be [n, {wanted}] for the model {hosted.name}, not {shape[:8]}.")
+    if shape[0] > limits.files:
+        raise too_many(shape[0], limits)
     return _pixels(data, shape)
 
 
@@ -91,7 +92,7 @@ def answer(
         for name in outputs
     ]
     identity = {"id": request["id"]} if isinstance(request.get("id"), str) else {}
-    return {"model_name": hosted.name, "model_version": "1", **identity, "outputs": tensors}
+    return {"model_name": hosted.name, "model_version": MODEL_VERSION, **identity, "outputs": tensors}
 
 
 def _only_tensor(request: Any) -> dict[str, Any]:
@@ -117,6 +118,7 @@ def _pixels(data: list[Any], shape: list[int]) -> UInt8[np.ndarray, "n h w c"]:
             (values.size,),
             tuple(shape),
         )
+        or _has_truth(data)
     ):
         raise Refusal(
             400, f"The data does not hold the {math.prod(shape)} whole numbers of the shape {shape}."
@@ -124,3 +126,9 @@ def _pixels(data: list[Any], shape: list[int]) -> UInt8[np.ndarray, "n h w c"]:
     if values.min() < 0 or values.max() > 255:
         raise Refusal(400, "Pixels are whole numbers from 0 to 255.")
     return values.astype(np.uint8).reshape(shape)
+
+
+def _has_truth(data: list[Any]) -> bool:
+    """Whether there is a true or a false anywhere in nested lists, which NumPy would take for 1 or 0."""
+    kinds = set(map(type, data))
+    return bool in kinds or (list in kinds and any(map(_has_truth, data)))

@@ -77,8 +77,13 @@ def _from_json(value: Any, limits: Limits) -> list[Upload]:
 def from_base64(texts: list[str], limits: Limits) -> list[Upload]:
     """Encoded images; a `data:` URL will do, too. Raises Refusal (400, 413)."""
     if len(texts) > limits.files:
-        raise Refusal(413, f"{len(texts)} images in one request; at most {limits.files} are taken.")
+        raise too_many(len(texts), limits)
     return [Upload(_bytes(text, place)) for place, text in enumerate(texts)]
+
+
+def too_many(images: int, limits: Limits) -> Refusal:
+    """The refusal of more images than a request may have."""
+    return Refusal(413, f"{images} images in one request; at most {limits.files} are taken.")
 
 
 def _data_url_length(text: str) -> int:

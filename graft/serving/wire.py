@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 with two things that it lacks: patience with an end, and refusals that cost next to nothing.
+"""uvicorn's HTTP/1.1 with what it lacks: patience with an end, refusals that cost next to nothing, and in JSON.
 
 In: bytes of a connection. Out: what uvicorn makes of them. A header that does not end within `HEADER_SECONDS` ends the
 connection. While the service is full, a plain request with an image is answered 503 here, in about a tenth of the time
@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 10.0
 _PLAIN = re.compile(
-    rb"POST (/predict|/similar|/v2/models/[^/ ?]+/infer)(?:\?[!-~]*)? HTTP/1\.1\r\n((?:[A-Za-z0-9-]+: ?[!-~][ -~]*\r\n)*)\r\n"
+    rb"POST (/predict|/similar|/v2/models/[^/ ?]+(?:/versions/[^/ ?]+)?/infer)(?:\?[!-~]*)? HTTP/1\.1\r\n((?:[A-Za-z0-9-]+: ?[!-~][ -~]*\r\n)*)\r\n"
 )
 _LENGTH = re.compile(rb"^content-length: ?(\d{1,12})\r$", re.IGNORECASE | re.MULTILINE)
 # With one of these, where the body ends or what is to be done first is another question.
@@ -65,6 +65,19 @@ class PatientProtocol(H11Protocol):
         """Nothing to wait for."""
         self._end_wait()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """For what is no HTTP: `{"error": sentence}`, as all else is refused."""
+        body = b'{"error":"This is no valid HTTP/1.1 request."}'
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        said = (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage())
+        for event in said:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def _refused(self, data: bytes) -> bytes:
         """Refuses the requests at the beginning of `data` as long as the service is full; what is left of it."""

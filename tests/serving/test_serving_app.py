@@ -187,13 +187,74 @@ def test_openapi_names_every_route_and_no_other(client: TestClient) -> None:
     assert described["openapi"].startswith("3.1") and described["info"]["version"]
     for path, methods in described["paths"].items():
         for method in methods:
-            answer = client.request(method, path.replace("{name}", "tiny").replace("{", "").replace("}", ""))
+            answer = client.request(
+                method,
+                path.replace("{name}", "tiny").replace("{version}", "1").replace("{", "").replace("}", ""),
+            )
             assert answer.status_code not in (404, 405) or "index" in answer.json()["error"].lower(), path
     text = json.dumps(described)
     for reference in {part.split('"')[0] for part in text.split('"$ref": "#/')[1:]}:
         found = described
         for key in reference.split("/"):
             found = found[key]
+
+
+PYTHON = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "number": (int, float),
+    "integer": int,
+    "boolean": bool,
+    "null": type(None),
+}
+
+
+def mismatches(value: Any, schema: dict[str, Any], whole: dict[str, Any], place: str) -> Iterator[str]:
+    """Where `value` is not as the schema says, a key that it does not name included."""
+    if "$ref" in schema:
+        schema = whole["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    kinds = schema.get("type", list(PYTHON))
+    if not any(isinstance(value, PYTHON[kind]) for kind in ([kinds] if isinstance(kinds, str) else kinds)):
+        yield f"{place}: {value!r} is not of the type {kinds}"
+    if value not in schema.get("enum", [value]) or value != schema.get("const", value):
+        yield f"{place}: {value!r} is none of the values"
+    if isinstance(value, dict):
+        yield from (f"{place}: {key} is missing" for key in schema.get("required", ()) if key not in value)
+        known, other = schema.get("properties", {}), schema.get("additionalProperties")
+        for key, inner in value.items():
+            if key in known or other:
+                yield from mismatches(inner, known.get(key, other), whole, f"{place}.{key}")
+            elif known:
+                yield f"{place}: {key} is not described"
+    for inner in value if isinstance(value, list) and "items" in schema else ():
+        yield from mismatches(inner, schema["items"], whole, f"{place}[]")
+
+
+def test_every_answer_is_as_openapi_describes_it(place: Path, index: Path) -> None:
+    with client_of(resolved([place / "tiny.graft"], index=index)) as client:
+        described = client.get("/openapi.json").json()
+        seen = 0
+        for path, methods in described["paths"].items():
+            for method, how in methods.items():
+                address = path.replace("{name}", "tiny").replace("{version}", "1")
+                body = {"json": {"inputs": [GOOD], "id": "a"}} if path.endswith("infer") else {}
+                if path in ("/predict", "/similar"):
+                    body, address = {"content": IMAGES[0]}, address + "?explain=1" * (path == "/predict")
+                answer = client.request(
+                    method, address.replace("{place}", "0").replace("{number}", "0"), **body
+                )
+                assert answer.status_code == 200, path
+                ((kind, content),) = how["responses"]["200"]["content"].items()
+                assert answer.headers["content-type"].startswith(kind) and content["schema"], path
+                if kind == "application/json":
+                    assert not list(mismatches(answer.json(), content["schema"], described, path))
+                    seen += 1
+        assert seen >= 12
+        refused = client.get("/nothing").json()
+        assert not list(
+            mismatches(refused, described["components"]["schemas"]["Error"], described, "refused")
+        )
 
 
 def test_other_addresses_and_methods_are_refused_in_json(client: TestClient) -> None:
@@ -300,6 +361,29 @@ def test_the_open_inference_protocol(client: TestClient, bundle: Bundle) -> None
         assert label["data"] == [LABELS[place] for place in expected.argmax(axis=1)]
 
 
+def test_the_one_version_of_a_model_has_its_addresses(client: TestClient) -> None:
+    assert client.get("/v2/models/tiny").json()["versions"] == ["1"]
+    for path in ("/v2/models/tiny", "/v2/models/tiny/versions/1"):
+        assert client.get(path).json()["name"] == "tiny"
+        assert client.get(f"{path}/ready").json() == {"name": "tiny", "ready": True}
+        said = client.post(f"{path}/infer", json={"inputs": [GOOD]}).json()
+        assert said["model_version"] == "1" and len(said["outputs"]) == 2
+    for last in ("", "/ready"):
+        answer = client.get(f"/v2/models/tiny/versions/2{last}")
+        assert answer.status_code == 404
+        assert answer.json() == {"error": "There is no version '2' of tiny, only 1."}
+    assert client.post("/v2/models/tiny/versions/2/infer", json={"inputs": [GOOD]}).status_code == 404
+    assert client.get("/v2/models/cat/versions/1").status_code == 404
+
+
+def test_pixels_without_the_number_of_images_are_told_the_shape(client: TestClient) -> None:
+    for first in (16, 40):
+        answer = infer(client, {**GOOD, "shape": [first, 16, 3]})
+        assert answer.status_code == 400
+        assert f"must be [n, 16, 16, 3] for the model tiny, not [{first}, 16, 3]" in answer.json()["error"]
+    assert infer(client, {**GOOD, "shape": [33, 16, 16, 3]}).status_code == 413
+
+
 def test_the_open_inference_protocol_takes_image_files(client: TestClient, bundle: Bundle) -> None:
     data = [base64_of(image) for image in IMAGES]
     tensor = {"name": "image", "datatype": "BYTES", "shape": [len(data)], "data": data}
@@ -331,6 +415,9 @@ GOOD = {"name": "image", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": [
         {"data": [0] * 767 + ["1"]},
         {"data": [0] * 767 + [[1]]},
         {"data": [True] * 768},
+        {"data": [0] * 767 + [True]},
+        {"data": [[[[0, 0, False]] * 16] * 16]},
+        {"data": [[[[0, 0, 0]] * 16] * 15 + [[[0, 0, 0]] * 15 + [[0, True, 0]]]]},
         {"data": {"a": 1}},
         {"datatype": "BYTES"},
         {"datatype": "BYTES", "shape": [1], "data": [1]},

@@ -20,6 +20,7 @@ from made_service import base64_of, client_of, image_bytes, settings_of
 
 from graft.deploy.bundle import Bundle, load
 from graft.errors import SettingsError
+from graft.serving import intake
 from graft.serving.app import create
 from graft.serving.batching import BatchQueue
 from graft.serving.refusals import Busy
@@ -198,6 +199,41 @@ def test_too_many_requests_in_flight_are_busy(place: Path) -> None:
 
     sent = [status_of(sent) for sent, _ in asyncio.run(run())]
     assert sent == [408, 503, 503]
+
+
+def test_the_slowest_upload_makes_room(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sends a byte now and then would shut everybody out; who sends more, or has just begun, stays."""
+    monkeypatch.setattr(intake, "UNDISTURBED_SECONDS", 0.4)
+    app = create(settings_of(place, limits=Limits(requests=2, body_seconds=2.0)))
+
+    async def run() -> list[Sent]:
+        slow = asyncio.create_task(ask(app, dripping(b"A", 0.3), content_length="9999999"))
+        slower = asyncio.create_task(ask(app, stalling, content_length="10"))
+        await asyncio.sleep(0.1)
+        early = await ask(app, whole(IMAGE))
+        await asyncio.sleep(0.5)
+        return [early, await ask(app, whole(IMAGE)), await slower, await slow]
+
+    (early, _), (late, _), (slower, seconds), (slow, _) = asyncio.run(run())
+    assert (status_of(early), status_of(late)) == (503, 200)
+    assert status_of(slower) == 408 and "too slowly while others" in error_of(slower) and seconds < 1.5
+    assert status_of(slow) == 408 and "within 2 s" in error_of(slow)
+    assert app.memory.held == 0
+
+
+def test_an_upload_that_nobody_waits_for_may_take_its_time(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "UNDISTURBED_SECONDS", 0.1)
+    app = create(settings_of(place, limits=Limits(requests=2, body_seconds=0.8)))
+
+    async def run() -> list[Sent]:
+        slow = asyncio.create_task(ask(app, stalling, content_length="10"))
+        await asyncio.sleep(0.3)
+        return [await ask(app, whole(IMAGE)), await slow]
+
+    (answered, _), (slow, _) = asyncio.run(run())
+    assert status_of(answered) == 200 and "within 0.8 s" in error_of(slow)
 
 
 @contextmanager

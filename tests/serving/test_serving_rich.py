@@ -70,6 +70,18 @@ def test_explain_gives_the_bundles_map(client: TestClient, bundle: Bundle) -> No
         assert answer.status_code == 400 and "choose 0 or 1" in answer.json()["error"]
 
 
+def test_a_model_that_cannot_explain_says_so_by_its_name_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bundle, "no_activation", "its head is no linear layer")
+    with client_of(resolved([place / "tiny.graft"])) as client:
+        answer = client.post("/predict?explain=1", content=IMAGES[0])
+        assert answer.status_code == 422
+        assert answer.json()["error"] == (
+            "The model tiny cannot show what spoke for a class: its head is no linear layer."
+        )
+
+
 def test_the_inference_protocol_leaves_the_score_out(client: TestClient, bundle: Bundle) -> None:
     pixels = np.zeros((1, 16, 16, 3), np.uint8)
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": pixels.ravel().tolist()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from made_service import image_bytes, packed
 
 from graft.deploy.bundle import Bundle
-from graft.serving import process
+from graft.serving import intake, process
 from graft.serving.process import Service
 from graft.serving.refusals import Busy, response
 from graft.serving.settings import Limits, resolved
@@ -94,8 +95,9 @@ def test_plain_uploads_are_seen() -> None:
     head = b"POST /predict?topk=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 12\r\n\r\n"
     assert plain_upload(head + b"begin") == ("/predict", len(head) + 12)
     assert plain_upload(head[:-2]) is None
-    infer = head.replace(b"/predict?topk=1", b"/v2/models/a/infer")
-    assert plain_upload(infer) == ("/v2/models", len(infer) + 12)
+    for path in (b"/v2/models/a/infer", b"/v2/models/a/versions/1/infer"):
+        infer = head.replace(b"/predict?topk=1", path)
+        assert plain_upload(infer) == ("/v2/models", len(infer) + 12)
 
 
 def test_it_says_what_the_application_says() -> None:
@@ -135,6 +137,38 @@ def answer_of(connection: socket.socket, held: bytearray) -> tuple[int, dict[str
         assert part
     held[:] = rest[length:]
     return int(head.split()[1]), json.loads(rest[:length])
+
+
+def test_what_is_no_http_is_refused_in_json(tmp_path: Path) -> None:
+    with running(packed(tmp_path / "tiny.graft"), Limits()) as port:
+        for beginning in (
+            b"nonsense\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                connection.sendall(beginning)
+                status, said = answer_of(connection, held := bytearray())
+                assert (status, said) == (400, {"error": "This is no valid HTTP/1.1 request."})
+                assert not held and connection.recv(10) == b""
+
+
+def test_dripping_uploads_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the wire, too, where a full service is refused before the application hears of it."""
+    monkeypatch.setattr(intake, "UNDISTURBED_SECONDS", 0.3)
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx"
+    with running(packed(tmp_path / "tiny.graft"), Limits(requests=3)) as port:
+        drips = [socket.create_connection(("127.0.0.1", port), timeout=60) for _ in range(3)]
+        try:
+            for drip in drips:
+                drip.sendall(head)
+            time.sleep(0.6)
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                connection.sendall(asked(IMAGE))
+                assert answer_of(connection, bytearray())[0] == 200
+        finally:
+            for drip in drips:
+                drip.close()
 
 
 def test_a_full_service_refuses_at_once_and_the_connection_goes_on(
