@@ -21,6 +21,27 @@ function form(images) {
   return body;
 }
 
+// The images in as many requests as the service's limits ask for; the margin is for what a form says of each.
+function parts(images, { files, request_bytes }) {
+  const made = [], margin = 2048;
+  let room = 0;
+  for (const image of images) {
+    room -= image.size + margin;
+    if (room < 0 || made.at(-1).length === files) {
+      made.push([]);
+      room = request_bytes - image.size - margin;
+    }
+    made.at(-1).push(image);
+  }
+  return made;
+}
+
+async function inParts(path, images, facts) {
+  const said = [];
+  for (const part of parts(images, facts.limits)) said.push(await (await fetched(path, form(part))).json());
+  return said;
+}
+
 const asked = facts => "?model=" + encodeURIComponent(facts.model);
 
 start({
@@ -29,17 +50,17 @@ start({
   use_key(given) { key = given; },
   async learn(model) {
     const said = await (await fetched("bundle" + (model ? "?model=" + encodeURIComponent(model) : ""))).json();
-    const { preprocess, unknown } = said.bundle;
-    return { ...said, preprocess, unknown_limit: unknown ? unknown.threshold : null };
+    const { labels, preprocess, unknown } = said.bundle;
+    return { ...said, labels, preprocess, unknown_limit: unknown ? unknown.threshold : null };
   },
   async predict(images, facts) {
-    return (await (await fetched("predict" + asked(facts), form(images))).json()).predictions;
+    return (await inParts("predict" + asked(facts), images, facts)).flatMap(said => said.predictions);
   },
   async explain(image, facts) {
     return (await (await fetched("predict" + asked(facts) + "&explain=1", form([image]))).json()).predictions[0].activation;
   },
   async similar(images, facts) {
-    return (await (await fetched("similar" + asked(facts) + "&topk=8", form(images))).json()).results;
+    return (await inParts("similar" + asked(facts) + "&topk=8", images, facts)).flatMap(said => said.results);
   },
   async picture(address) { return URL.createObjectURL(await (await fetched(address)).blob()); },
   async sample(number) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +60,25 @@ def knowing() -> Knowing:
     )
 
 
-def packed(folder: Path, preprocess: Preprocess | None = None, *, knowing: Knowing = NOTHING_KNOWN) -> Path:
+def packed(
+    folder: Path,
+    preprocess: Preprocess | None = None,
+    *,
+    labels: Sequence[str] = LABELS,
+    knowing: Knowing = NOTHING_KNOWN,
+) -> Path:
     """A bundle of the tiny network with a head whose decisions differ between the images made here."""
     preprocess = preprocess or Preprocess(16)
     pixels = np.stack([load_pixels(image_bytes(seed), preprocess) for seed in range(24)])
     features = features_of(pixels)
-    weight = head()[0] * 5
+    weight = head(len(labels))[0] * 5
     bias = -(features @ weight).mean(axis=0)
     shares = np.exp(features @ weight + bias)
     check = Check(pixels, shares / shares.sum(axis=1, keepdims=True))
     graph = assembled(
         trunk(preprocess.size, preprocess.channels), TAP, weight=weight, bias=bias, unit_length=False
     )
-    told = {"labels": LABELS, "preprocess": preprocess, "about": about(), "check": check}
+    told = {"labels": labels, "preprocess": preprocess, "about": about(), "check": check}
     pack(folder, graph.SerializeToString(), knowing=knowing, **told)
     return folder
 

@@ -11,6 +11,7 @@ from made_service import image_bytes, knowing, packed
 from served import Served, served
 
 from graft.deploy.bundle import load
+from graft.deploy.pack import Knowing
 from graft.images.dataset import Preprocess
 from graft.similar.build import indexing
 
@@ -63,6 +64,9 @@ SHOWN = """[...document.querySelectorAll('.answer')].map(card => ({
 }))"""
 
 
+ROWS = "[...document.querySelectorAll('.answer dt')].map(name => name.textContent)"
+
+
 def test_chosen_images_show_what_predict_answers(
     browser: Browser, service: Served, photos: list[Path]
 ) -> None:
@@ -97,11 +101,74 @@ def test_dropped_and_pasted_images(browser: Browser, service: Served) -> None:
         assert browser.wait_for(SHOWN + "[0]")["file"] == f"{event}.png"
 
 
-def test_a_broken_image_shows_the_sentence(browser: Browser, service: Served, photos: list[Path]) -> None:
+def test_a_broken_image_shows_the_sentence_and_no_older_answer(
+    browser: Browser, service: Served, photos: list[Path]
+) -> None:
     browser.open(service.url + "/")
+    browser.choose(photos[0])
+    browser.wait_for("document.querySelectorAll('.answer').length === 1")
     browser.choose(photos[-1])
     shown = browser.wait_for("document.querySelector('#says.wrong')?.textContent")
     assert shown == "broken.png: The PNG file ends before its last pixel."
+    assert browser.run("document.querySelectorAll('.answer').length") == 0
+
+
+def test_classes_called_by_numbers_stand_by_their_share(
+    browser: Browser, photos: list[Path], tmp_path: Path
+) -> None:
+    """JavaScript puts the keys of an object that are whole numbers in their own order."""
+    digits = [str(digit) for digit in range(10)]
+    bundle = load(packed(tmp_path / "digits.graft", labels=digits))
+    photo = max(photos[:3], key=lambda photo: int(bundle.predict(photo).label))
+    expected = bundle.predict(photo)
+    assert int(expected.label) > 0
+    with served(tmp_path, bundle.folder) as service:
+        browser.open(service.url + "/")
+        browser.choose(photo)
+        browser.wait_for("document.querySelectorAll('.answer').length === 1")
+        assert browser.run(ROWS) == list(expected.probabilities)[:8]
+        browser.click("document.querySelector('.answer .more:not(.map)')")
+        assert browser.run(ROWS) == list(expected.probabilities)
+
+
+def test_the_answer_of_a_threshold_comes_first(browser: Browser, photos: list[Path], tmp_path: Path) -> None:
+    for decided in ("ant", "bee"):
+        known = Knowing(thresholds={decided: 0.0}, conformal=knowing().conformal)
+        bundle = load(packed(tmp_path / f"{decided}.graft", labels=("ant", "bee"), knowing=known))
+        with served(tmp_path, bundle.folder) as service:
+            browser.open(service.url + "/")
+            browser.choose(photos[0])
+            browser.wait_for("document.querySelectorAll('.answer').length === 1")
+            assert (
+                browser.run(ROWS)[0] == browser.run("document.querySelector('.label').textContent") == decided
+            )
+            likely = browser.run("document.querySelector('.likely').textContent")
+            assert likely.startswith(f"In 90 % of cases it is one of: {decided}")
+
+
+def test_more_images_than_a_request_may_have_are_all_answered(
+    browser: Browser, service: Served, tmp_path: Path
+) -> None:
+    names = [f"{number:02}.png" for number in range(50)]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(image_bytes(number))
+    browser.open(service.url + "/")
+    browser.choose(*(tmp_path / name for name in names))
+    browser.wait_for("document.querySelectorAll('.answer').length === 50")
+    cards = browser.run(SHOWN)
+    assert [card["file"] for card in cards] == names
+    for number in (0, 31, 32, 49):
+        said = service.get("/predict", image_bytes(number))["predictions"][0]
+        assert cards[number]["label"] == said["label"]
+    sizes = "parts([30, 40, 90, 8, 1].map(size => ({size: size * 1e6})), {files: 3, request_bytes: 80e6})"
+    assert browser.run(f"{sizes}.map(part => part.map(image => image.size / 1e6))") == [
+        [30, 40],
+        [90],
+        [8, 1],
+    ]
+    assert browser.run(
+        "parts(Array(7).fill({size: 1}), {files: 3, request_bytes: 80e6}).map(part => part.length)"
+    ) == [3, 3, 1]
 
 
 def test_by_keyboard_on_a_phone_in_the_dark(browser: Browser, service: Served, photos: list[Path]) -> None:
@@ -130,10 +197,17 @@ def test_a_key_is_asked_for(browser: Browser, photos: list[Path], tmp_path: Path
     with served(tmp_path, packed(tmp_path / "tiny.graft"), "--api-key-file", tmp_path / "keys") as service:
         browser.open(service.url + "/")
         browser.wait_for("!document.getElementById('door').hidden")
+        assert browser.run("document.getElementById('says').textContent") == ""
         browser.run("document.getElementById('key').focus()")
+        browser.call("Input.insertText", text="another")
+        browser.press("Enter", 13, "\r")
+        shown = browser.wait_for("document.querySelector('#says.wrong')?.textContent")
+        assert shown == "The service does not know this key."
+        browser.run("document.getElementById('key').select()")
         browser.call("Input.insertText", text="a-key-of-good-length")
         browser.press("Enter", 13, "\r")
         browser.wait_for("document.getElementById('door').hidden")
+        assert browser.run("document.getElementById('says').textContent") == ""
         browser.choose(photos[0])
         browser.wait_for("document.querySelectorAll('.answer').length === 1")
 

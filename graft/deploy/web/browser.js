@@ -76,12 +76,13 @@ function decided(shares) {
 async function answered(image) {
   const wanted = session.unknown ? ["probabilities", "embedding"] : ["probabilities"];
   const said = await session.model.run({ image: await seen(image) }, wanted);
-  const shares = [...said.probabilities.data], order = shares.map((_, place) => place);
+  const shares = [...said.probabilities.data], order = shares.map((_, place) => place), answer = decided(shares);
   order.sort((one, other) => shares[other] - shares[one] || one - other);
-  const probabilities = {};
-  for (const place of order) probabilities[bundle.labels[place]] = shares[place];
-  const label = bundle.labels[decided(shares)];
-  const made = { file: image.name || "pasted image", label, probability: probabilities[label], probabilities };
+  const most = order[0];
+  order.sort((one, other) => (other === answer) - (one === answer));
+  const label = bundle.labels[answer], probability = shares[answer];
+  const probabilities = Object.fromEntries(order.map(place => [bundle.labels[place], shares[place]]));
+  const made = { file: image.name || "pasted image", label, probability, probabilities };
   if (session.unknown) {
     const given = Object.fromEntries(session.unknown.inputNames.map(name => [name, said[name]]));
     made.score = (await session.unknown.run(given)).score.data[0];
@@ -89,7 +90,8 @@ async function answered(image) {
   }
   if (bundle.conformal) {
     const least = bundle.conformal.least_probability;
-    made.labels_90 = order.map(place => bundle.labels[place]).filter((name, place) => !place || probabilities[name] >= least);
+    const likely = order.filter(place => place === answer || place === most || shares[place] >= least);
+    made.labels_90 = likely.map(place => bundle.labels[place]);
   }
   return made;
 }
@@ -106,7 +108,7 @@ start({
     if (bundle.unknown) session.unknown = session.unknown || await graph(bundle.unknown.file);
     const name = document.title;
     return {
-      model: name, models: [name], preprocess: bundle.preprocess, similar: false, samples: 0,
+      model: name, models: [name], labels: bundle.labels, preprocess: bundle.preprocess, similar: false, samples: 0,
       unknown_limit: bundle.unknown ? bundle.unknown.threshold : null,
       explains: session.model.outputNames.includes("activation"),
     };

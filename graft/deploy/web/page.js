@@ -1,7 +1,7 @@
 "use strict";
 // The page: images in, cards out. Who answers is an engine, given to `start`:
 //   promise                       a sentence about where the images go, and a link {text, href} or null
-//   learn(model)                  {model, models, preprocess, unknown_limit, explains, similar, samples, accept_key}
+//   learn(model)                  {model, models, labels, preprocess, unknown_limit, explains, similar, samples}
 //   predict(images, facts)        [{file, label, probability, probabilities, unknown, score, labels_90}]
 //   explain(image, facts)         {label, map}: rows of numbers over the part of the picture that the network sees
 //   similar(images, facts)        [{matches: [{name, similarity, thumbnail}]}]
@@ -34,7 +34,7 @@ async function learn() {
   } catch (error) {
     at("door").hidden = error.status !== 401;
     if (error.status === 401) at("key").focus();
-    say(error.status === 401 ? "" : error.message, true);
+    say(error.status !== 401 ? error.message : at("key").value ? "The service does not know this key." : "", true);
     return false;
   }
   at("door").hidden = true;
@@ -65,15 +65,15 @@ async function showSamples() {
 async function classify(images) {
   if (!images.length) return;
   const turn = ++current;
+  let cards = [];
   waiting = images;
   if (!facts && !(await learn())) return;
   say(images.length === 1 ? "Looking …" : "Looking at " + images.length + " images …");
   try {
     const predictions = await engine.predict(images, facts);
     if (turn !== current) return;
-    const cards = predictions.map((prediction, place) => card(prediction, images[place]));
-    for (const image of document.querySelectorAll("#answers img")) URL.revokeObjectURL(image.src);
-    at("answers").replaceChildren(...cards);
+    cards = predictions.map((prediction, place) => card(prediction, images[place]));
+    show(cards);
     const first = predictions[0];
     say(images.length > 1 ? images.length + " images are answered."
       : first.unknown ? "Unknown; if anything, " + first.label + "."
@@ -84,9 +84,21 @@ async function classify(images) {
     }
   } catch (error) {
     if (turn !== current) return;
+    if (!cards.length) show([]);
     if (error.status === 401) { facts = null; await learn(); return; }
     say(error.message, true);
   }
+}
+
+function show(cards) {
+  for (const image of document.querySelectorAll("#answers img")) URL.revokeObjectURL(image.src);
+  at("answers").replaceChildren(...cards);
+}
+
+// The answer first, then the largest shares; the object's own order is lost where names are whole numbers.
+function ranked({ label, probabilities }) {
+  return Object.entries(probabilities).sort(([one, share], [other, its]) =>
+    (other === label) - (one === label) || its - share || facts.labels.indexOf(one) - facts.labels.indexOf(other));
 }
 
 function card(prediction, image) {
@@ -99,7 +111,7 @@ function card(prediction, image) {
   if (facts.explains) left.append(toggle(frame, picture, image));
   left.append(element("p", prediction.file || "", "soft name"));
   picture.onerror = () => { frame.hidden = true; for (const button of left.querySelectorAll("button")) button.remove(); };
-  const list = element("dl"), rows = Object.entries(prediction.probabilities).map(bar);
+  const list = element("dl"), rows = ranked(prediction).map(bar);
   list.append(...rows.slice(0, SHOWN));
   right.append(element("p", prediction.unknown ? "Unknown" : prediction.label, "label"));
   if (prediction.unknown) right.append(element("p", reason(prediction), "unknown"));
