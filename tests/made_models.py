@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,5 +151,27 @@ def packed(folder: Path, preprocess: Preprocess | None = None, *, known: Knowing
         about=about(),
         check=check,
         knowing=known or NOTHING_KNOWN,
+    )
+    return folder
+
+
+def packed_two(
+    folder: Path, thresholds: dict[str, float], conformal: Mapping[str, Any] | None = None
+) -> Path:
+    """A bundle of the tiny network with the classes ant and bee, decided by `thresholds`."""
+    preprocess = Preprocess(16)
+    pixels = noise(6, preprocess)
+    weight, bias = head()
+    whole = assembled(trunk(16, 3), TAP, weight=weight[:, :2], bias=bias[:2], unit_length=True)
+    shares = probabilities_of(pixels)[:, :2]  # of three classes: without the last they are these
+    shares /= shares.sum(axis=1, keepdims=True)
+    pack(
+        folder,
+        whole.SerializeToString(),
+        labels=LABELS[:2],
+        preprocess=preprocess,
+        about=about() | {"per_class": []},
+        check=Check(pixels, shares),
+        knowing=Knowing(thresholds=thresholds, conformal=conformal),
     )
     return folder

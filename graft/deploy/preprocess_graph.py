@@ -39,7 +39,8 @@ def preprocess_graph(preprocess: Preprocess) -> ModelProto:
     down, across = (_axis(graph, length, (high, wide), preprocess) for length in (high, wide))
     picture = _cut_out(graph, down, across)
     planes = _averaged(graph, _planes(graph, picture, channels, preprocess), down, across)
-    # Pillow resizes the rows first and rounds in between.
+    # Pillow resizes along the rows first and rounds in between. From 13.0 on (its pull request 9549) it goes down the
+    # columns first where the height shrinks much more: then, up to a quarter of the values differ by one.
     planes = _rounded(graph, graph("MatMul", planes, graph("Transpose", across.weights, perm=[1, 0])))
     planes = _rounded(graph, graph("MatMul", down.weights, planes))
     if preprocess.fit == "pad":

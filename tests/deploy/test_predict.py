@@ -6,18 +6,16 @@ import csv
 import io
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from made_models import TAP, about, head, knowing, model, noise, packed, probabilities_of, trunk
+from made_models import about, knowing, model, noise, packed, packed_two, probabilities_of
 from PIL import Image
 
 import graft
 from graft.cli import main
-from graft.deploy.assemble import assembled
 from graft.deploy.bundle import load
 from graft.deploy.explain import MARK, overlay, write_overlay
 from graft.deploy.pack import Check, Knowing, pack
@@ -137,31 +135,12 @@ def test_bad_values_are_told_in_a_sentence(
 
 
 class TestThresholds:
-    def two(
-        self, folder: Path, thresholds: dict[str, float], conformal: Mapping[str, Any] | None = None
-    ) -> Path:
-        pixels = noise(6, GEOMETRY)
-        weight, bias = head()
-        whole = assembled(trunk(16, 3), TAP, weight=weight[:, :2], bias=bias[:2], unit_length=True)
-        shares = probabilities_of(pixels)[:, :2]  # of three classes: without the last they are these
-        shares /= shares.sum(axis=1, keepdims=True)
-        pack(
-            folder,
-            whole.SerializeToString(),
-            labels=("ant", "bee"),
-            preprocess=GEOMETRY,
-            about=told(),
-            check=Check(pixels, shares),
-            knowing=Knowing(thresholds=thresholds, conformal=conformal),
-        )
-        return folder
-
     def test_the_threshold_decides(self, tmp_path: Path) -> None:
         pixels = noise(40, GEOMETRY, seed=4)
-        plain = load(self.two(tmp_path / "plain", {}))
+        plain = load(packed_two(tmp_path / "plain", {}))
         shares = plain.predict_pixels(pixels)
         limit = float(np.sort(shares[:, 1])[8])
-        bundle = load(self.two(tmp_path / "decided", {"bee": limit}))
+        bundle = load(packed_two(tmp_path / "decided", {"bee": limit}))
         labels = [bundle.prediction(row).label for row in shares]
         assert labels == ["bee" if row[1] >= np.float32(limit) else "ant" for row in shares]
         assert labels != [plain.prediction(row).label for row in shares]
@@ -169,10 +148,10 @@ class TestThresholds:
         assert answer.probability == answer.probabilities[answer.label]
 
     def test_it_decides_in_an_evaluation_too(self, tmp_path: Path) -> None:
-        plain = load(self.two(tmp_path / "plain", {}))
+        plain = load(packed_two(tmp_path / "plain", {}))
         pixels = noise(24, GEOMETRY, seed=4)
         limit = float(np.sort(plain.predict_pixels(pixels)[:, 1])[5])
-        bundle = load(self.two(tmp_path / "decided", {"bee": limit}))
+        bundle = load(packed_two(tmp_path / "decided", {"bee": limit}))
         for number, picture in enumerate(pixels):
             folder = tmp_path / "later" / ("ant", "bee")[number % 2]
             folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +173,7 @@ class TestThresholds:
         pixels, picture = noise(1, GEOMETRY, seed=4), tmp_path / "a.png"
         Image.fromarray(pixels[0]).save(picture)
         for label, other in (("ant", "bee"), ("bee", "ant")):
-            folder = self.two(tmp_path / label, {label: 0.0}, {**sets, "least_probability": 0.99})
+            folder = packed_two(tmp_path / label, {label: 0.0}, {**sets, "least_probability": 0.99})
             answer = load(folder).predict(picture)
             surprises = answer.probability < 0.5
             assert list(answer.probabilities) == [label, other] and list(answer.top(1)) == [label]
@@ -207,7 +186,7 @@ class TestThresholds:
     @pytest.mark.parametrize("wrong", [{"wasp": 0.5}, {"ant": 0.5, "bee": 0.5}, {"bee": 1.5}])
     def test_what_makes_no_sense_is_refused(self, wrong: dict[str, float], tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="decides in a way"):
-            self.two(tmp_path / "m", wrong)
+            packed_two(tmp_path / "m", wrong)
         assert not (tmp_path / "m").exists()
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Browser, needs_browser
-from made_models import LABELS, packed
+from made_models import LABELS, knowing, packed, packed_two
 from PIL import Image
 
 from graft import cli
@@ -221,6 +221,28 @@ def test_the_browser_answers_as_the_bundle_does(
     web.web_folder(bundle, tmp_path / "site", runtime=package(tmp_path / "r.tgz", runtime))
     photos = smooth_photos(tmp_path / "photos")
     assert max(differences(browser, bundle, tmp_path / "site", photos)) < 0.01
+
+
+@pytest.mark.slow
+@needs_browser
+def test_the_browser_decides_by_the_threshold_too(
+    browser: Browser, runtime: dict[str, bytes], tmp_path: Path
+) -> None:
+    sets = {**(knowing(Preprocess(16)).conformal or {}), "least_probability": 0.99}
+    photo = smooth_photos(tmp_path / "photos")[2]
+    for label in LABELS[:2]:
+        bundle = load(packed_two(tmp_path / f"{label}.graft", {label: 0.0}, sets))
+        site = tmp_path / label
+        web.web_folder(bundle, site, runtime=package(tmp_path / f"{label}.tgz", runtime))
+        with hosted(site) as url:
+            browser.open(url)
+            browser.choose(photo)
+            browser.wait_for("document.querySelectorAll('.answer').length === 1", 60)
+            (shown,), said = browser.run(SHOWN), bundle.predict(photo)
+            assert shown["label"] == said.label == label
+            assert list(shown["probabilities"]) == list(said.probabilities)
+            likely = browser.run("document.querySelector('.likely').textContent")
+            assert likely == f"In 90 % of cases it is one of: {', '.join(said.labels_90 or ())}"
 
 
 @pytest.mark.slow
