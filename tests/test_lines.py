@@ -21,11 +21,15 @@ from graft.images.dataset import Preprocess
 posix = pytest.mark.skipif(os.name == "nt", reason="names of any bytes, and pipes that break, are POSIX")
 
 
+# As in a pipe by default, what is printed waits in a buffer.
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def graft(*arguments: str | bytes | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-m", "graft.cli", *arguments],
         capture_output=True,
-        env={**os.environ, **environment},
+        env={**BUFFERED, **environment},
         timeout=120,
     )
 
@@ -75,6 +79,7 @@ def test_a_reader_that_leaves_is_no_fault(made: Path, tmp_path: Path) -> None:
         [sys.executable, "-m", "graft.cli", "predict", made, tmp_path],
         stdout=writing,
         stderr=subprocess.PIPE,
+        env=BUFFERED,
         timeout=120,
     )
     os.close(writing)
@@ -89,6 +94,7 @@ def test_a_full_disk_is_a_sentence(made: Path, tmp_path: Path) -> None:
             [sys.executable, "-m", "graft.cli", "predict", made, tmp_path],
             stdout=full,
             stderr=subprocess.PIPE,
+            env=BUFFERED,
             timeout=120,
         )
     assert done.returncode == 2 and done.stderr.startswith(b"graft: ") and done.stderr.count(b"\n") == 1
