@@ -109,6 +109,16 @@ def candidate_of(frame: Frame, page: Page, entry: Entry | None) -> Generator[Eve
     return Candidate(page, entry, recipe, settings, tap, len(taps), trunk, frozen, layers, closed)
 
 
+def refuse_depth(page: Page, entry: Entry) -> None:
+    """Whatever is wrong with `--freeze` and `--tap`, before an image is decoded: the network is built without weights."""
+    if page.freeze in ("all", "none") and page.tap == AUTO:
+        return
+    geometry = Preprocess(_size(page, entry.input.size), "crop", 1.0, "bilinear", 3)
+    opened = random_network(entry, geometry, "plain", seed=0)
+    taps = [TapRow(tap.name, tap.index, tap.features) for tap in opened.taps]
+    _frozen(page, opened, [tap.name for tap in taps], _tap(page, entry, taps), geometry.size)
+
+
 def random_network(entry: Entry, geometry: Preprocess, look: Look, *, seed: int) -> Opened:
     """The network with random weights, a function of the seed, in eval mode."""
     import torch
