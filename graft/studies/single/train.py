@@ -78,9 +78,10 @@ def training_by_hand(
             result = yield from _trained(frame, settings, entry, notice, command)
         except GraftError:
             if all(record["kind"] != "fold" for record in journal.records):
-                (study.out / results.RUN).unlink(
-                    missing_ok=True
-                )  # a mistyped option does not claim the folder
+                # a mistyped option does not claim the folder
+                (study.out / results.RUN).unlink(missing_ok=True)
+                if settings.save_recipe is not None and settings.save_recipe.parent == study.out:
+                    settings.save_recipe.unlink(missing_ok=True)
             raise
     store.tidy()
     return result
