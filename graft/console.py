@@ -59,8 +59,8 @@ def show_result(result: StudyResult) -> None:
     for row in facts["candidates"]:
         if row["complete"]:
             best.setdefault(row["backbone"] + row["strategy"], row)
-            if row["id"] == choice["id"]:
-                best["choice"] = row
+        if row["id"] == choice["id"]:
+            best["choice"] = row
     table = Table(
         title=f"{metric.label}, out of fold; tied: not to be told apart from the best, nor a point behind",
         title_justify="left",
@@ -75,7 +75,7 @@ def show_result(result: StudyResult) -> None:
         low, high = row["interval"][metric.name]
         table.add_row(
             ("[bold]" if row["id"] == choice["id"] else "") + escape(row["id"]),
-            row["strategy"],
+            row["strategy"] + ("" if row["complete"] else ", unfinished"),
             metric.text(row["metrics"][metric.name]),
             f"{metric.text(low)} to {metric.text(high)}",
             _bytes(row["cost"]["bytes"]),

@@ -34,10 +34,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_y, check_consistent_length, check_is_fitted, validate_data
 
 from graft.backbones.inputs import INPUTS
-from graft.compute import Compute, choose
+from graft.compute import DEVICES, Compute, choose
 from graft.deploy.bundle import Bundle
 from graft.deploy.opening import BATCH, EMBEDDING, INPUT, PROBABILITIES
 from graft.deploy.pack import Check, pack
+from graft.errors import SettingsError
 from graft.estimator_fitting import EXPONENTS, expected_of, fitted
 from graft.estimator_input import (
     InputError,
@@ -50,6 +51,7 @@ from graft.estimator_input import (
     span_of,
 )
 from graft.estimator_records import Given, Model, Wish
+from graft.estimator_training import LOSSES
 
 FAILED_CHECKS: dict[str, str] = {}
 
@@ -57,7 +59,8 @@ CHOICES = {
     "strategy": ("frozen", "finetuned", "scratch"),
     "input": INPUTS,
     "framing": ("auto", "crop", "squash", "pad"),
-    "balance": tuple(EXPONENTS),
+    "balance": tuple(LOSSES),
+    "device": DEVICES,
 }
 
 
@@ -72,7 +75,7 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
     strategy : "frozen" (a closed-form head on fixed features: seconds, no randomness), "finetuned" (tail and head are
         trained), "scratch" (the small CNN from random weights; `backbone`, `tap` and `freeze` have no say).
     freeze : with "finetuned", what stays as it is: "all", "none", a number of first layers (`graft models NAME --layers`)
-        or the name of a stage.
+        or the name of a stage; what the network does not have is refused with "frozen", too, where it has no effect.
     tap : the stage whose output the head reads, by name or number (-1 is the last); "auto": the one with the lowest
         leave-one-out log loss.
     input : "rgb", "gray", "edges", "rgb+edges", "thin" or "rgb+thin"; from scratch "rgb" or "gray".
@@ -80,7 +83,8 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
         leave-one-out log loss (`--fit` of `graft study`; an estimator's `fit` is its method).
     size : the side of the square in pixels, 8 to 2048; None: the network's own.
     balance : how much rare classes count. "none", "root" (inverse square root of the frequency), "full" (inverse
-        frequency), "auto": chosen by leave-one-out for the closed-form head, "root" for training.
+        frequency), "auto": chosen by leave-one-out for the closed-form head, "root" for training; where there is training
+        also the words of `graft train`: "weights" (root), "sampler" (full) and "logit".
     epochs : the most passes over the images, at least 1; None: by the number of images. Training stops earlier where a
         kept-back part (15 %) has not improved for some epochs.
     image_shape : (height, width) or (height, width, channels) of the images whose rows a table holds; one may be -1.
@@ -203,6 +207,11 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
         for name, valid in CHOICES.items():
             if getattr(self, name) not in valid:
                 raise ParameterError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(valid)}.")
+        if self.strategy == "frozen" and self.balance not in EXPONENTS:
+            raise ParameterError(
+                f"balance={self.balance!r}: with strategy='frozen' choose one of {', '.join(EXPONENTS)}; the others are for "
+                "training."
+            )
         if self.strategy == "scratch" and self.input not in ("rgb", "gray"):
             raise ParameterError(f"input={self.input!r}: from scratch, choose rgb or gray.")
         for name, low, high in (("size", 8, 2048), ("epochs", 1, 100_000), ("threads", 1, 1024)):
@@ -210,7 +219,12 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
             whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
             if value is not None and not (whole and low <= value <= high):
                 raise ParameterError(f"{name}={value!r}: give a whole number from {low} to {high}, or None.")
-        compute = choose(self.device)
+        try:
+            compute = choose(self.device)
+        except SettingsError:
+            raise ParameterError(
+                f"device={self.device!r}: this machine has no such device that torch can use; choose 'auto' or 'cpu'."
+            ) from None
         if self.threads is not None:
             compute = Compute(compute.device, compute.bf16, int(self.threads))
         return Wish(

@@ -33,7 +33,7 @@ from graft.deploy.assemble import assembled
 from graft.errors import BackboneError
 from graft.estimator_input import ParameterError, pixels_of
 from graft.estimator_records import Fit, Given, Model, Probe, Wish, fit_of, reach_of, some_of, weights_of
-from graft.estimator_training import scratch_model, tuned_model
+from graft.estimator_training import refuse_freeze, scratch_model, tuned_model
 from graft.images.dataset import Preprocess
 from graft.learning import ridge
 from graft.store import Store, content_key
@@ -53,6 +53,7 @@ def fitted(given: Given, wish: Wish) -> Model:
             model = tuned_model(chosen, given, wish, folder, store)
             if model is not None:
                 return replace(model, tried=tried)
+        refuse_freeze(chosen, wish, folder)
         return replace(_frozen(chosen, given, wish), tried=tried)
 
 
@@ -157,6 +158,10 @@ def _loss(probe: Probe, given: Given) -> float:
 
 
 def _frozen(probe: Probe, given: Given, wish: Wish) -> Model:
+    if wish.balance not in EXPONENTS:
+        raise ParameterError(
+            f"balance={wish.balance!r}: nothing but the head is learned here, so choose one of {', '.join(EXPONENTS)}."
+        )
     head = ridge.fit(probe.rows, given.targets, classes=given.classes, balances=EXPONENTS[wish.balance])
     graph = assembled(
         onnx.load(str(probe.trunk.graph)),

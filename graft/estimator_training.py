@@ -10,7 +10,7 @@ times as many. Not covered: a second training on the images that were kept back.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +24,8 @@ from graft.backbones.graph import tap_output
 from graft.backbones.trunks import reopened
 from graft.backbones.weights import WeightsFolder
 from graft.deploy.assemble import assembled
-from graft.estimator_input import pixels_of, sides_of
+from graft.errors import SettingsError
+from graft.estimator_input import ParameterError, pixels_of, sides_of
 from graft.estimator_records import Given, Model, Probe, Wish, fit_of, reach_of, some_of, weights_of
 from graft.images.dataset import Dataset
 from graft.learning.inner import Balance
@@ -32,10 +33,19 @@ from graft.store import Store, content_key
 
 if TYPE_CHECKING:
     from graft.backbones.layers import Freeze
+    from graft.backbones.opening import Opened
 
 Returned = TypeVar("Returned")
 
-LOSSES: dict[str, Balance] = {"auto": "root", "none": "none", "root": "root", "full": "sampler"}
+LOSSES: dict[str, Balance] = {
+    "auto": "root",
+    "none": "none",
+    "root": "root",
+    "full": "sampler",
+    "weights": "root",
+    "sampler": "sampler",
+    "logit": "logit",
+}
 
 
 def tuned_model(
@@ -52,8 +62,7 @@ def tuned_model(
 
     reach = reach_of(probe.trunk.entry, folder)
     opened = reopened(probe.trunk, folder=folder, reach=reach)
-    names = [tap.name for tap in opened.taps[: probe.tap.index + 1]]
-    freeze = _freeze(opened.trunk, names, wish.freeze, size=probe.trunk.geometry.size)
+    freeze = _freeze(opened, probe, wish)
     if freeze.everything:
         return None
     samples = torch.from_numpy(some_of(probe.pixels)).permute(0, 3, 1, 2).float() / 255
@@ -126,11 +135,22 @@ def tuned_model(
     )
 
 
-def _freeze(trunk: Any, stages: Sequence[str], freeze: str, *, size: int) -> Freeze:
+def refuse_freeze(probe: Probe, wish: Wish, folder: WeightsFolder | None) -> None:
+    """Raise ParameterError for a `freeze` that the network does not know, although nothing is trained."""
+    if wish.freeze not in ("all", "none"):
+        _freeze(reopened(probe.trunk, folder=folder, reach=reach_of(probe.trunk.entry, folder)), probe, wish)
+
+
+def _freeze(opened: Opened, probe: Probe, wish: Wish) -> Freeze:
     from graft.backbones.layers import frozen_by, layers_of
 
+    trunk, size = opened.trunk, probe.trunk.geometry.size
+    stages = [tap.name for tap in opened.taps[: probe.tap.index + 1]]
     layers = layers_of(trunk.network, stages=stages, size=size, channels=len(trunk.mean))
-    return frozen_by(freeze, layers, stages)
+    try:
+        return frozen_by(wish.freeze, layers, stages, given=f"freeze={wish.freeze!r}")
+    except SettingsError as error:
+        raise ParameterError(str(error)) from None
 
 
 def scratch_model(given: Given, wish: Wish) -> Model:

@@ -197,6 +197,10 @@ class Store:
         """How much the entries take."""
         return sum(size for _, size, _ in self._entries())
 
+    def free_bytes(self) -> int:
+        """How much the disk of the cache can still take."""
+        return shutil.disk_usage(self.folder).free
+
     def tidy(self) -> int:
         """Remove leftovers of killed processes and the oldest entries over the limit; returns bytes freed."""
         freed = 0

@@ -23,7 +23,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import graft
 from graft.errors import GraftError
 from graft.estimator import FAILED_CHECKS, GraftClassifier
-from graft.estimator_input import from_table, is_table, pixels_of, span_of
+from graft.estimator_input import ParameterError, from_table, is_table, pixels_of, span_of
 from graft.images.dataset import Preprocess
 
 QUICK: dict[str, Any] = {"size": 32, "framing": "squash", "tap": -1, "threads": 1}
@@ -216,8 +216,29 @@ def test_a_bad_parameter_names_the_valid_values(name: str, value: Any, told: str
     model = GraftClassifier(**QUICK).set_params(**{name: value})
     if name == "freeze":
         model.set_params(strategy="finetuned")
-    with pytest.raises(GraftError, match=told):
+    with pytest.raises(GraftError, match=told) as caught:
         model.fit(IMAGES[LEARNED], LABELS[LEARNED])
+    assert "--" not in str(caught.value), "options are for the command line"
+
+
+def test_a_freeze_that_cannot_be_is_refused_though_nothing_is_trained() -> None:
+    for strategy in ("frozen", "finetuned"):
+        model = GraftClassifier(**QUICK, strategy=strategy, freeze="nope")
+        with pytest.raises(ParameterError, match=r"^freeze='nope': give all, none, .*0 to "):
+            model.fit(IMAGES[LEARNED], LABELS[LEARNED])
+
+
+def test_the_words_of_the_command_line_balance_a_training_and_nothing_else() -> None:
+    frozen = GraftClassifier(**QUICK, balance="logit")
+    with pytest.raises(
+        ParameterError, match="choose one of auto, none, root, full; the others are for training"
+    ):
+        frozen.fit(IMAGES[LEARNED], LABELS[LEARNED])
+    head_only = GraftClassifier(**QUICK, balance="logit", strategy="finetuned", freeze="all")
+    with pytest.raises(ParameterError, match="nothing but the head"):
+        head_only.fit(IMAGES[LEARNED], LABELS[LEARNED])
+    trained = GraftClassifier(**QUICK, balance="sampler", strategy="finetuned", epochs=1)
+    assert trained.fit(IMAGES[LEARNED], LABELS[LEARNED]).predict(IMAGES[:2]).shape == (2,)
 
 
 def test_labels_that_do_not_fit_are_refused() -> None:

@@ -29,6 +29,7 @@ Value = int | float | str | bool
 Arguments = tuple[tuple[str, Value], ...]
 
 DATA = Path(__file__).with_name("catalogue.json")
+FAINTLY = 0.4  # how alike (difflib) a name must be to be offered for one that is unknown
 PERMISSIVE = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause")
 NON_COMMERCIAL = ("-nc", "noncommercial", "non-commercial", "research")
 # Arguments that change how a network reads its input, but neither its cost nor its stages.
@@ -345,6 +346,8 @@ def _unknown(name: str, held: Sequence[Entry]) -> str:
     import timm
 
     known = {entry.name for entry in (*held, *rows())} | {*timm.list_models(), *timm.list_pretrained()}
-    close = difflib.get_close_matches(name, sorted(known), n=5)
-    hint = f"The closest names are {', '.join(close)}." if close else "`graft models` lists the names."
-    return f"There is no network called {name!r} in the weights folder, in the catalogue or in timm. {hint}"
+    close = difflib.get_close_matches(name, sorted(known), n=5, cutoff=FAINTLY)
+    hint = (
+        f"The closest names are {', '.join(close)}; graft models lists" if close else "`graft models` lists"
+    )
+    return f"There is no network called {name!r} in the weights folder, in the catalogue or in timm. {hint} the names."

@@ -30,7 +30,8 @@ from graft.errors import BackboneError, SettingsError
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A module with parameters of its own; `number` counts from 1 in the order of the forward pass.
+    """A module with parameters of its own; `number` counts from 1 in the order of the forward pass, up to the last stage
+    those that can be frozen.
 
     `name`: the module's, empty for the network itself; `kind`: its class; `stage`: the first stage that ends after the
     layer has begun, or empty above the last stage: the old classifier, which a new head replaces. `output`: the shape of
@@ -87,25 +88,28 @@ def layers_of(network: nn.Module, *, stages: Sequence[str], size: int, channels:
     return found
 
 
-def frozen_by(freeze: str, layers: Sequence[Layer], stages: Sequence[str]) -> Freeze:
+def frozen_by(
+    freeze: str, layers: Sequence[Layer], stages: Sequence[str], *, given: str | None = None
+) -> Freeze:
     """What `--freeze` means: `all`, `none`, the first N layers, or everything up to and including a stage.
 
-    `stages` in the order of the forward pass, those up to the tap: what lies above never runs. Raises SettingsError for
-    anything else, naming the valid values.
+    `stages` in the order of the forward pass, those up to the tap: what lies above never runs, and is not counted in N.
+    Raises SettingsError for anything else, naming the valid values after what was `given` (default: the option).
     """
+    countable = [layer for layer in layers if layer.stage in stages]
     wanted = freeze.strip()
     if wanted in stages:
         below = stages[: stages.index(wanted) + 1]
         frozen = [layer for layer in layers if layer.stage in below]
     elif wanted in ("all", "none"):
         frozen = list(layers) if wanted == "all" else []
-    elif wanted.isascii() and wanted.isdigit() and int(wanted) <= len(layers):
-        frozen = list(layers[: int(wanted)])
+    elif wanted.isascii() and wanted.isdigit() and int(wanted) <= len(countable):
+        frozen = countable[: int(wanted)]
     else:
         listed = ", ".join(stages) or "it has none"
         raise SettingsError(
-            f"--freeze {freeze}: give all, none, how many of the first layers stay as they are (0 to {len(layers)}), "
-            f"or a stage of this network: {listed}."
+            f"{given or f'--freeze {freeze}'}: give all, none, how many of the first layers stay as they are (0 to "
+            f"{len(countable)}), or a stage of this network: {listed}."
         )
     learning = {layer.stage for layer in layers[len(frozen) :] if layer.stage in stages}
     first = next((place for place, stage in enumerate(stages) if stage in learning), len(stages))

@@ -132,7 +132,7 @@ def layer_facts(
         "size": size,
         "layers": [
             {
-                "number": layer.number,
+                "number": layer.number if layer.stage else None,
                 "name": layer.name,
                 "kind": layer.kind,
                 "stage": layer.stage or None,
@@ -182,7 +182,7 @@ def show_layers(facts: Mapping[str, Any]) -> None:
     rows = facts["layers"]
     for row, after in zip(rows, [*rows[1:], {"stage": None}], strict=True):
         cells = [
-            str(row["number"]),
+            str(row["number"] or ""),
             escape(row["name"] or "(the network's own)"),
             escape(row["kind"]),
             escape(row["stage"] or "replaced by the head"),
@@ -195,8 +195,10 @@ def show_layers(facts: Mapping[str, Any]) -> None:
             end_section=row["stage"] != after["stage"],
         )
     console.print(table)
+    counted = sum(row["number"] is not None for row in rows)
     console.print(
-        f"{len(rows)} layers, {facts['parameters']:,} parameters, {facts['classifier']:,} of them in the old classifier"
+        f"{counted} layers that can be frozen; {facts['parameters']:,} parameters, {facts['classifier']:,} of them in the "
+        "old classifier"
     )
     if chosen:
         cut = (

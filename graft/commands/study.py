@@ -29,7 +29,7 @@ def study_options(study: Any, *, out: str, budget: str) -> None:
     study.add_argument(
         "--backbones", default="auto", metavar="NAMES", help="auto, or names separated by commas"
     )
-    study.add_argument("--folds", type=int, default=5, help="folds of the cross-validation (default: 5)")
+    study.add_argument("--folds", metavar="N", default=5, help="folds of the cross-validation (default: 5)")
     study.add_argument(
         "--metric",
         default="macro_f1",
@@ -49,7 +49,7 @@ def study_options(study: Any, *, out: str, budget: str) -> None:
         help="what stays on one side of a split: near (duplicates) or series (all views of one subject)",
     )
     study.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
-    study.add_argument("--seed", type=int, default=0, help="of folds and training (default: 0)")
+    study.add_argument("--seed", metavar="N", default=0, help="of folds and training (default: 0)")
     study.add_argument("--overwrite", action="store_true", help="replace another study in --out")
     study.add_argument(
         "--json", action="store_true", help="print the result as JSON, progress on standard error"

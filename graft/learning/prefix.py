@@ -7,14 +7,15 @@ makes fresh views for each batch and runs the prefix, if any, without gradients.
 view) alone, and batch normalisations of the prefix keep their statistics, so both kinds are equal on the same views.
 
 Cost: about 250 views of 224 px a second through most of a MobileNetV2 on two cores with bfloat16; 38 kB per view for
-maps of 14 x 14 x 96. Where V views would need more than `SPACE`, fewer are kept; where not even one fits, or a map is
-beyond float16, the views are made live. Without any augmentation the images as they are suffice.
+maps of 14 x 14 x 96. Where V views would need more than `SPACE`, or than `SHARE` of what is free on the disk of the cache,
+fewer are kept; where not even one fits, the cache cannot be written, or a map is beyond float16, the views are made live.
+Without any augmentation the images as they are suffice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -23,15 +24,17 @@ from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
 from graft.compute import Compute
+from graft.errors import StoreError
 from graft.images.augmentations import Strength as Strength
 from graft.images.augmentations import strengthened as strengthened
 from graft.images.views import Augmentation
 from graft.images.views import fixed_view as fixed_view
 from graft.learning.cutting import Cut
 from graft.learning.loop import threads
-from graft.store import Store, content_key
+from graft.store import Entry, Store, content_key
 
 SPACE = 2 * 10**9
+SHARE = 0.5
 MOST_VIEWS = 8
 BATCH = 32
 ARRAY = "maps"
@@ -43,11 +46,12 @@ class CachedViews:
 
     maps: Float[np.ndarray, "n v ..."]
     compute: Compute
+    notice: str = ""
 
     @property
-    def views(self) -> int:
-        """V."""
-        return self.maps.shape[1] - 1
+    def kept(self) -> int:
+        """1 + V."""
+        return self.maps.shape[1]
 
     def training(self, rows: Int64[np.ndarray, " b"], generator: torch.Generator) -> Tensor:
         """One of the views, or the image as it is, for each row."""
@@ -67,10 +71,11 @@ class LiveViews:
     augmentation: Augmentation
     cutting: Cut
     compute: Compute
+    notice: str = ""
 
     @property
-    def views(self) -> int:
-        """No view is kept."""
+    def kept(self) -> int:
+        """Nothing is."""
         return 0
 
     def training(self, rows: Int64[np.ndarray, " b"], generator: torch.Generator) -> Tensor:
@@ -99,8 +104,12 @@ class Source(Protocol):
     """Where batches come from."""
 
     @property
-    def views(self) -> int:
-        """How many views are kept of an image; 0 where they are made anew."""
+    def kept(self) -> int:
+        """How many maps are kept of an image, that of the image as it is among them; 0 where they are made anew."""
+
+    @property
+    def notice(self) -> str:
+        """What to tell where the disk decided, or empty."""
 
     def training(self, rows: Int64[np.ndarray, " b"], generator: torch.Generator) -> Tensor:
         """What the tail learns from for these rows."""
@@ -134,44 +143,75 @@ def caching(
     store: Store,
     compute: Compute,
     space: int = SPACE,
+    agreed: int | None = None,
 ) -> Generator[tuple[int, int], None, Source]:
     """The source of batches for this cut; yields (views done, views in all) while it is computed.
 
-    `key`: the content of pixels, weights and cut. `wanted`: V, of which as many are made as fit into `space` bytes; with
-    0 the views are live. Raises StoreError if the cache cannot be written.
+    `key`: the content of pixels, weights and cut. `wanted`: V, of which as many are made as fit into `space` bytes and
+    onto the disk; with 0 the views are live. `agreed`: what an earlier session `kept`, which then counts, not the room.
     """
     live = LiveViews(pixels, augmentation, cutting, compute)
-    if wanted == 0 or cutting.prefix is None:
+    if wanted == 0 or cutting.prefix is None or agreed == 0:
         return live
     with threads(compute):
         one = prefix_maps(cutting, fixed_view(pixels[0], augmentation, seed=0, number=0, view=0), compute)
-    most = space // max(1, len(pixels) * one[0].nbytes) - 1
-    least = 0 if augmentation.still else 1
-    kept = min(wanted * least, MOST_VIEWS, most)
-    if kept < least or one.dtype != np.float16:
+    column = len(pixels) * one[0].nbytes
+    least = 1 if augmentation.still else 2
+    most = min(1 + min(wanted, MOST_VIEWS) * (least - 1), space // column)
+    if most < least or one.dtype != np.float16:
         return live
-    content = content_key(
-        "prefix.v1", key, augmentation.content(), kept, seed, compute.bf16, compute.device, len(pixels)
-    )
+
+    def content(kept: int) -> str:
+        facts = (kept - 1, seed, compute.bf16, compute.device, len(pixels))
+        return content_key("prefix.v1", key, augmentation.content(), *facts)
+
+    room = SHARE * store.free_bytes()
+    known = (n for n in range(most, least - 1, -1) if n * column <= room or store.get(content(n)))
+    kept = agreed or next(known, 0)
+    if not kept:
+        return replace(
+            live, notice=f"{_scarce(store)} no view of an image: they are made anew in every epoch."
+        )
+    try:
+        stored = store.get(content(kept)) or (
+            yield from _stored(content(kept), kept, one, live, seed=seed, store=store)
+        )
+    except StoreError as error:
+        return replace(
+            live, notice=f"{error} Until then views are made anew in every epoch, which takes longer."
+        )
+    except OverflowError:
+        return live
+    short = f"{_scarce(store)} {kept - 1} of {most - 1} views of an image." if kept < most else ""
+    return CachedViews(stored.array(ARRAY), compute, notice=short)
+
+
+def _scarce(store: Store) -> str:
+    return f"The disk of the cache ({store.folder}) is nearly full, and there is room for"
+
+
+def _stored(
+    content: str, kept: int, one: Float[np.ndarray, "1 ..."], live: LiveViews, *, seed: int, store: Store
+) -> Generator[tuple[int, int], None, Entry]:
+    """The maps of all views, written. Raises StoreError, and OverflowError for a map that is beyond float16."""
+    pixels, compute = live.pixels, live.compute
+    with store.writing(content) as place, (place / f"{ARRAY}.npy").open("wb") as file:
+        shape = (len(pixels), kept, *one.shape[1:])
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        step = max(1, BATCH // kept)
+        for begin in range(0, len(pixels), step):
+            block = pixels[begin : begin + step]
+            with threads(compute):
+                images = _all_views(block, live.augmentation, seed=seed, begin=begin, kept=kept)
+                maps = prefix_maps(live.cutting, images, compute)
+            if maps.dtype != np.float16:
+                raise OverflowError
+            file.write(maps.data)
+            yield (begin + len(block)) * kept, len(pixels) * kept
     stored = store.get(content)
-    if stored is None:
-        with store.writing(content) as place, (place / f"{ARRAY}.npy").open("wb") as file:
-            shape = (len(pixels), 1 + kept, *one.shape[1:])
-            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            step = max(1, BATCH // (1 + kept))
-            for begin in range(0, len(pixels), step):
-                block = pixels[begin : begin + step]
-                with threads(compute):
-                    images = _all_views(block, augmentation, seed=seed, begin=begin, kept=kept)
-                    maps = prefix_maps(cutting, images, compute)
-                if maps.dtype != np.float16:
-                    return live
-                file.write(maps.data)
-                yield (begin + len(block)) * (1 + kept), len(pixels) * (1 + kept)
-        stored = store.get(content)
-        assert stored is not None
-    return CachedViews(stored.array(ARRAY), compute)
+    assert stored is not None
+    return stored
 
 
 def _all_views(
@@ -182,7 +222,7 @@ def _all_views(
         [
             fixed_view(image, augmentation, seed=seed, number=begin + offset, view=view)
             for offset, image in enumerate(block)
-            for view in range(1 + kept)
+            for view in range(kept)
         ]
     )
 

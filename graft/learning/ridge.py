@@ -6,6 +6,12 @@ There is no learning rate, no epoch and no seed. One symmetric eigen-decompositi
 identity `e_i / (1 - h_i)`: Golub, Heath and Wahba 1979); penalty, temperature and class weighting are chosen on those
 predictions (PreVal: Dempster, Webb and Schmidt 2024, arXiv 2401.15610), so nothing outside the given rows is seen.
 
+Few rows flatter whatever is chosen on them. So the penalty is never below `LEAST / n**2`, and the temperature is fitted as
+if each image were of any class with a chance of 1 / (n + 1), which Platt (1999) did for two classes. Learned from
+30, 50 and 100 photos of four sets, with the features of the best tap of two MobileNets, the mean log loss on all other
+photos falls from 0.75 to 0.65, from 0.64 to 0.56 and from 0.50 to 0.49, and no mean accuracy falls; from 300 photos on
+nothing changes.
+
 Not covered: more rows times features than fit in memory several times over.
 """
 
@@ -22,6 +28,11 @@ from scipy.special import softmax
 PENALTIES = np.logspace(-5, 1, 19)  # relative to the largest eigenvalue: see Spectrum
 BALANCES = (0.0, 0.5, 1.0)
 UNBALANCED = 1.5  # below this ratio of the largest to the smallest class, weighting is not tried
+LEAST = 100.0  # the penalty of n rows is at least LEAST / n**2, or CEILING where that is more
+CEILING = 0.1
+EXACT_ROWS = (
+    1_000  # up to so many rows float64 is used; it takes 1.6 times as long, 0.1 s more for 1,000 x 1,280
+)
 SCALES = (0.5, 200.0)  # what the logits may be multiplied by
 
 Criterion = Callable[[Float[np.ndarray, "n k"], Int[np.ndarray, " n"]], float]
@@ -67,7 +78,7 @@ def fit(
     `criterion` (a score of leave-one-out probabilities, higher is better; default: minus the log loss) decides, and the
     plainer one wins a tie. Weightings other than none are tried only where the classes are unbalanced.
     """
-    rows = unit(features)
+    rows = _prepared(features)
     best: tuple[float, RidgeHead] | None = None
     for balance in balances if _unbalanced(targets, classes) else balances[:1]:
         head, held_out = _fit_one(
@@ -84,7 +95,17 @@ def leave_one_out(
     features: Float[np.ndarray, "n d"], targets: Int[np.ndarray, " n"], *, classes: int
 ) -> Float[np.ndarray, "n k"]:
     """Leave-one-out probabilities of the unweighted head, its penalty and scale chosen on themselves."""
-    return _fit_one(unit(features), targets, classes=classes, balance=0.0)[1]
+    return _fit_one(_prepared(features), targets, classes=classes, balance=0.0)[1]
+
+
+def _prepared(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Rows of length one; few of them in float64: leave-one-out divides by what is left of an image's own influence."""
+    return unit(features.astype(np.float64) if len(features) <= EXACT_ROWS else features)
+
+
+def least_penalty_of(count: int) -> float:
+    """The least penalty that is tried for so many rows, one of `PENALTIES`."""
+    return float(PENALTIES[min(CEILING, LEAST / count**2) <= PENALTIES * (1 + 1e-9)][0])
 
 
 def log_loss(probabilities: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"]) -> float:
@@ -110,7 +131,7 @@ def _fit_one(
     solution = Spectrum(rows, targets, classes=classes, balance=balance)
     best: tuple[float, float, float, Float[np.ndarray, "n k"]] | None = None
     scale = 5.0
-    for penalty in PENALTIES[least_penalty <= PENALTIES]:
+    for penalty in PENALTIES[max(least_penalty, least_penalty_of(len(rows))) <= PENALTIES]:
         held_out = solution.leave_one_out(float(penalty))
         loss, scale = _best_scale(held_out, targets, start=scale)
         if best is None or loss < best[0]:
@@ -190,9 +211,14 @@ def _left_vectors(
 def _best_scale(
     logits: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"], *, start: float = 5.0
 ) -> tuple[float, float]:
-    """The lowest log loss over all factors on the logits, and the factor. Convex in the factor: Newton's method."""
+    """The lowest log loss over all factors on the logits, and the factor. Convex in the factor: Newton's method.
+
+    An image counts as one of any class with a chance of 1 / (n + 1): without that, a handful of images that are all
+    recognised asks for the largest factor there is.
+    """
     below = logits - logits.max(axis=1, keepdims=True)
-    chosen = below[np.arange(len(targets)), targets]
+    doubt = 1 / (len(targets) + 1)
+    chosen = (1 - doubt) * below[np.arange(len(targets)), targets] + doubt * below.mean(axis=1)
     scale = start
     for _ in range(30):
         odds = np.exp(scale * below)

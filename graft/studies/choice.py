@@ -6,7 +6,8 @@ for all practical purposes; the cheapest of them, by bytes and then by latency, 
 what the choice itself scored.
 
 A candidate that the budget let finish some folds only may be chosen, too, but not on credit: it must be better than the
-best complete one, by the whole interval, on the images that both predicted; then all are compared on those images.
+best complete one, by the whole interval, on the images that both predicted; then all are compared on those images. Where
+none is complete, those that finished most images are compared on these.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from graft.judging.uncertainty import (
     tied,
 )
 from graft.studies.frame import Trial
+from graft.studies.predictions import measured
 
 DRAWS = 2_000
 FEWER_DRAWS = 1_000
@@ -105,13 +107,13 @@ def choose(
 ) -> Choice:
     """The choice among `trials`; `targets` and `groups` belong to the rows of their probabilities.
 
-    The same arguments give the same choice. Raises ValueError if no trial is complete and has a model.
+    The same arguments give the same choice. Raises ValueError if no trial has finished a fold and has a model.
     """
     everyone = range(len(trials))
     rows = _compared_on(trials, targets, groups, metric=metric, limits=limits, seed=seed)
     targets, groups = targets[rows], groups[rows]
     said = [trial.probabilities[rows] for trial in trials]
-    complete = [i for i in everyone if not np.isnan(said[i]).any()]
+    complete = [i for i in everyone if len(said[i]) and not np.isnan(said[i]).any()]
     eligible = _eligible(trials, complete, limits)
     draws = _draws(targets, groups, seed=seed)
     eligible = _without_needless_ensembles(trials, eligible, said, targets, draws, metric=metric)
@@ -173,7 +175,8 @@ def _compared_on(
     limits: Limits,
     seed: int,
 ) -> Bool[np.ndarray, " m"]:
-    """All images; but those of its finished folds where an unfinished trial is better there than the best complete one."""
+    """All images; but those of its finished folds where an unfinished trial is better there than the best complete one, or
+    where there is no complete one."""
     everything = np.ones(len(targets), bool)
     complete = [i for i, trial in enumerate(trials) if trial.complete]
     unfinished = [
@@ -181,7 +184,9 @@ def _compared_on(
         for trial in trials
         if not trial.complete and limits.excess(trial) <= 1 and trial.recipe.strategy != "random"
     ]
-    if not unfinished or not complete:
+    if not complete:
+        return max((measured(trial) for trial in unfinished), key=np.count_nonzero, default=everything)
+    if not unfinished:
         return everything
     sign = METRICS[metric].sign
     once = np.ones((1, len(targets)), np.float32)
@@ -192,7 +197,7 @@ def _compared_on(
     best = trials[max(_eligible(trials, complete, limits), key=score)].probabilities
     found, most = everything, 0.0
     for trial in unfinished:
-        rows = ~np.isnan(trial.probabilities).any(axis=1)
+        rows = measured(trial)
         if not rows.any():
             continue
         draws = _draws(targets[rows], groups[rows], seed=seed)

@@ -37,8 +37,11 @@ class AnotherStudy(RunError):
     """The run folder was made from other images or with other settings."""
 
 
-def refuse_place(settings: Settings) -> None:
-    """A folder with something else in it is never touched, whatever was asked; nor is anything put among the images."""
+def refuse_place(settings: Settings, *, besides: Path | None = None) -> None:
+    """A folder with something else in it is never touched, whatever was asked; nor is anything put among the images.
+
+    `besides`: a file that may lie there, too.
+    """
     out, source = settings.out, settings.source
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise RunError(
@@ -48,7 +51,7 @@ def refuse_place(settings: Settings) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; choose another --out.")
     if out.is_dir() and any(out.iterdir()) and not (out / results.RUN).exists():
-        foreign = [path.name for path in out.iterdir() if path.name not in OURS]
+        foreign = [path.name for path in out.iterdir() if path.name not in OURS and path != besides]
         if foreign:
             raise RunError(f"{out} holds other files ({foreign[0]}) and no study; choose another --out.")
 

@@ -230,11 +230,14 @@ def finishing(
     *,
     fit: Callable[[Trial], Generator[Event, None, Fitted]] | None = None,
 ) -> Generator[Event, None, results.StudyResult]:
-    """Choose, fit the choice on all images (by `fit`, or as its rung does), test once, pack, and write it all down."""
+    """Choose, fit the choice on all images (by `fit`, or as its rung does), test once, pack, and write it all down.
+
+    With `fit` the one trial need not be complete; the test stays locked until it is.
+    """
     done.extras["rungs"] = spent(frame)
     if done.extras["rungs"]:
         yield Event("notice", told(done.extras["rungs"]))
-    usable = [trial for trial in done.trials if trial.complete and trial.model_bytes is not None]
+    usable = [trial for trial in done.trials if (trial.complete or fit) and trial.model_bytes is not None]
     if not usable:
         raise RunError(
             "The budget ended before any candidate was measured on every fold. Give a longer --budget; what is "
@@ -246,7 +249,9 @@ def finishing(
     rows = results.candidate_rows(frame, done.trials, choice)
     fitting = fitted_on_all(frame, done, chosen) if fit is None else fit(chosen)
     fitted = None if _packed(frame, chosen) else (yield from fitting)
-    tested = test_probabilities(frame, chosen, fitted) if fitted else _test_so_far(frame, chosen)
+    tested = _test_so_far(frame, chosen)
+    if fitted is not None and (fit is None or chosen.complete):
+        tested = test_probabilities(frame, chosen, fitted)
     yield Event("progress", "where the data stand", remaining_seconds=frame.remaining_seconds())
     facts: dict[str, Any] = {
         "format": results.FORMAT,
@@ -275,7 +280,9 @@ def finishing(
         )
         about = about_bundle(facts, chosen)
         packing(frame, frame.settings.out / results.BUNDLE, fitted, about, trial=chosen)
-        frame.journal.append("packed", {"recipe": chosen.recipe.key, "command": command})
+        frame.journal.append(
+            "packed", {"recipe": chosen.recipe.key, "command": command, "complete": chosen.complete}
+        )
     facts["choice"]["reject"] = reject_facts(frame.settings.out / results.BUNDLE)
     results.write_predictions(frame.settings.out, frame, done.trials, chosen=chosen, tested=tested)
     first = frame.journal.find("first_answer", {})
@@ -293,6 +300,8 @@ def _packed(frame: Frame, chosen: Trial) -> bool:
     if frame.journal.find("packed", {"recipe": chosen.recipe.key}) is None:
         return False
     last = [record for record in frame.journal.records if record["kind"] == "packed"][-1]
+    if last.get("complete", chosen.complete) != chosen.complete:
+        return False
     if last["recipe"] != chosen.recipe.key or (len(frame.test_rows) and _test_so_far(frame, chosen) is None):
         return False
     try:

@@ -18,6 +18,7 @@ Fit = Literal["auto", "crop", "squash", "pad"]
 Groups = Literal["near", "series"]
 
 MOST_FOLDS = 20
+LARGEST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def resolved(
     budget: str | int | float = "10m",
     weights: str | Path | None = None,
     backbones: str | Sequence[str] = "auto",
-    folds: int = 5,
+    folds: int | str = 5,
     metric: str = "macro_f1",
     max_size: str | int | None = None,
     max_latency: str | int | float | None = None,
@@ -56,7 +57,7 @@ def resolved(
     fit: str = "auto",
     groups: str = "near",
     device: str = "auto",
-    seed: int = 0,
+    seed: int | str = 0,
     overwrite: bool = False,
 ) -> Settings:
     """The settings as records want them; the arguments are those of `graft.study`.
@@ -69,10 +70,6 @@ def resolved(
     _one_of("--device", device, DEVICES)
     if only is not None:
         _one_of("--only", only, get_args(Only))
-    if not 2 <= folds <= MOST_FOLDS:
-        raise SettingsError(f"--folds {folds}: choose a number from 2 to {MOST_FOLDS}.")
-    if seed < 0:
-        raise SettingsError(f"--seed {seed}: choose a number from 0 up.")
     place = Path(source).expanduser()
     return Settings(
         source=place,
@@ -80,7 +77,7 @@ def resolved(
         budget_seconds=seconds(budget),
         weights=Path(weights).expanduser() if weights else None,
         backbones=_names(backbones),
-        folds=folds,
+        folds=_whole("--folds", folds, 2, MOST_FOLDS),
         metric=metric,
         max_bytes=None if max_size is None else size_bytes(max_size),
         max_latency_ms=None if max_latency is None else milliseconds(max_latency),
@@ -88,7 +85,7 @@ def resolved(
         fit=cast("Fit", fit),
         groups=cast("Groups", groups),
         device=device,
-        seed=seed,
+        seed=_whole("--seed", seed, 0, LARGEST_SEED),
         overwrite=overwrite,
     )
 
@@ -96,6 +93,13 @@ def resolved(
 def _one_of(option: str, value: str, valid: Sequence[str]) -> None:
     if value not in valid:
         raise SettingsError(f"{option} {value}: choose one of {', '.join(valid)}.")
+
+
+def _whole(option: str, value: int | str, least: int, most: int) -> int:
+    text = str(value).strip()
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+        raise SettingsError(f"{option} {value}: choose a whole number from {least} to {most}.")
+    return int(text)
 
 
 def _names(backbones: str | Sequence[str]) -> tuple[str, ...]:

@@ -191,6 +191,8 @@ def test_an_unknown_name_is_refused(name):
 def test_a_misspelt_name_brings_the_closest_ones():
     with pytest.raises(BackboneError, match="mobilenetv2_100"):
         find("mobilnetv2_100", None)
+    with pytest.raises(BackboneError, match=r"closest names are .*mnasnet.*; graft models lists the names\."):
+        find("nosuchnet", None)
 
 
 def test_auto_on_the_whole_catalogue_covers_families_pretraining_and_costs():

@@ -78,7 +78,6 @@ def test_a_transformers_positions_are_a_layer_and_come_first() -> None:
         ("39", "layer3", 39, False),
         ("40", "layer4", 40, True),
         ("layer4", "layer4", 40, True),
-        ("41", "layer4", 41, True),
         ("all", "layer4", 41, True),
     ],
 )
@@ -91,13 +90,15 @@ def test_what_is_frozen(freeze: str, cut: str, frozen: int, everything: bool) ->
 
 def test_with_a_lower_tap_everything_below_it_is_everything() -> None:
     layers, stages = known("resnet18")
+    with pytest.raises(SettingsError, match="0 to 20"):
+        frozen_by("21", layers, stages[:3])
     assert frozen_by("layer2", layers, stages[:3]).everything
     assert frozen_by("20", layers, stages[:3]).cut == "layer2"
 
 
-@pytest.mark.parametrize("freeze", ["-1", "42", "1.5", "", "layer9", "half", "٣"])
+@pytest.mark.parametrize("freeze", ["-1", "41", "1.5", "", "layer9", "half", "٣"])
 def test_a_bad_freeze_names_the_valid_values(freeze: str) -> None:
-    with pytest.raises(SettingsError, match=r"all, none, .*0 to 41.*act1, layer1, layer2, layer3, layer4"):
+    with pytest.raises(SettingsError, match=r"all, none, .*0 to 40.*act1, layer1, layer2, layer3, layer4"):
         frozen_by(freeze, *known("resnet18"))
 
 
@@ -156,7 +157,11 @@ def test_the_command_lists_layers_and_totals(capsys: pytest.CaptureFixture[str])
     code, out, _ = shown(capsys, "test_resnet", "--layers", "--freeze", "layer1", "--json")
     facts = json.loads(out)
     layers = facts["layers"]
-    assert code == 0 and [layer["number"] for layer in layers] == list(range(1, len(layers) + 1))
+    assert code == 0 and [layer["number"] for layer in layers] == [*range(1, len(layers)), None]
+    for given, expected in ((len(layers) - 1, 0), (len(layers), 2)):
+        code, out, err = shown(capsys, "test_resnet", "--layers", "--freeze", str(given))
+        assert code == expected
+        assert (f"0 to {len(layers) - 1}" in err) if expected else (f"{len(layers) - 1} layers" in out)
     assert facts["frozen"] + facts["trainable"] + facts["classifier"] == facts["parameters"]
     assert facts["cut"] == "layer1" and 0 < facts["frozen"] == sum(
         layer["parameters"] for layer in layers if layer["frozen"]

@@ -89,7 +89,8 @@ def test_it_learns_where_the_first_head_knows_nothing(cut: str) -> None:
 class PlainOnly:
     """Trains on the images as they are."""
 
-    views = 0
+    kept = 0
+    notice = ""
 
     def __init__(self, source: LiveViews) -> None:
         self.source = source

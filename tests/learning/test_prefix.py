@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from made_cuts import CPU, Made, made
 
+from graft.errors import StoreError
 from graft.images.augmentations import STILL, Augmentation
 from graft.learning.prefix import (
     CachedViews,
@@ -34,12 +37,18 @@ def finish(work: Generator[tuple[int, int], None, Source]) -> tuple[list[tuple[i
             return told, end.value
 
 
-def source(part: Made, store: Store, *, wanted: int = 3, seed: int = 0, **more: int) -> Source:
+def source(part: Made, store: Store, *, wanted: int = 3, seed: int = 0, **more: Any) -> Source:
     return work(part, store, wanted=wanted, seed=seed, **more)[1]
 
 
 def work(
-    part: Made, store: Store, *, wanted: int = 3, seed: int = 0, space: int = 10**9
+    part: Made,
+    store: Store,
+    *,
+    wanted: int = 3,
+    seed: int = 0,
+    space: int = 10**9,
+    agreed: int | None = None,
 ) -> tuple[list[tuple[int, int]], Source]:
     return finish(
         caching(
@@ -52,6 +61,7 @@ def work(
             store=store,
             compute=CPU,
             space=space,
+            agreed=agreed,
         )
     )
 
@@ -71,7 +81,7 @@ def test_a_view_is_a_function_of_seed_image_and_number() -> None:
 def test_cached_maps_are_those_of_the_live_prefix_on_the_same_views(tmp_path: Path) -> None:
     part = made("layer2")
     cached = source(part, Store(tmp_path))
-    assert isinstance(cached, CachedViews) and cached.views == 3
+    assert isinstance(cached, CachedViews) and cached.kept == 4
     for number in (0, 7, 59):
         for view in range(4):
             image = fixed_view(part.pixels[number], MOVING, seed=0, number=number, view=view)
@@ -109,10 +119,62 @@ def test_fewer_views_where_they_would_not_fit_and_live_where_none_does(tmp_path:
     whole = source(part, store)
     assert isinstance(whole, CachedViews)
     two = source(part, store, space=whole.maps.nbytes * 3 // 4)
-    assert two.views == 2
+    assert two.kept == 3 and not two.notice
     assert isinstance(source(part, store, space=whole.maps.nbytes // 3), LiveViews)
     assert isinstance(source(part, store, wanted=0), LiveViews)
     assert isinstance(source(made(""), store), LiveViews)
+
+
+def test_fewer_views_where_the_disk_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = made("layer2")
+    whole = source(part, Store(tmp_path / "whole"))
+    assert isinstance(whole, CachedViews)
+    nearly = Store(tmp_path / "nearly")
+    monkeypatch.setattr(Store, "free_bytes", lambda _: 2 * whole.maps.nbytes * 3 // 4)
+    two = source(part, nearly)
+    assert two.kept == 3 and "2 of 3 views" in two.notice
+    monkeypatch.setattr(Store, "free_bytes", lambda _: 0)
+    assert source(part, nearly).kept == 3, "what is there already takes no room"
+    none = source(part, Store(tmp_path / "full"))
+    assert isinstance(none, LiveViews) and "no view of an image" in none.notice
+
+
+def test_an_earlier_session_decides_whatever_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = made("layer2")
+    assert source(part, Store(tmp_path), agreed=0).kept == 0
+    assert source(part, Store(tmp_path), agreed=2).kept == 2
+    monkeypatch.setattr(Store, "free_bytes", lambda _: 0)
+    assert source(part, Store(tmp_path), agreed=3).kept == 3
+
+
+def test_live_where_the_cache_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "cache")
+
+    @contextmanager
+    def full(_store: Store, _key: str) -> Iterator[Path]:
+        raise StoreError("The cache cannot be written: No space left on device.")
+        yield tmp_path
+
+    monkeypatch.setattr(Store, "writing", full)
+    live = source(made("layer2"), store)
+    assert isinstance(live, LiveViews)
+    assert "No space left" in live.notice and "anew" in live.notice
+
+
+def test_one_late_map_beyond_float16_leaves_nothing_behind(tmp_path: Path) -> None:
+    part = made("layer2")
+    assert part.cutting.prefix is not None
+    real, calls = part.cutting.prefix.network.layer2[-1].bn2.forward, []
+
+    def forward(maps: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return real(maps) + (1e6 if len(calls) > 2 else 0)
+
+    part.cutting.prefix.network.layer2[-1].bn2.forward = forward
+    assert isinstance(source(part, Store(tmp_path)), LiveViews)
+    assert not list(tmp_path.rglob("maps.npy"))
 
 
 def test_maps_beyond_float16_are_not_cached(tmp_path: Path) -> None:

@@ -134,14 +134,17 @@ def test_the_scale_has_the_lowest_log_loss(seed: int) -> None:
     rows, targets = made(80, 10, 4, seed=seed)
     logits = Spectrum(unit(rows), targets, classes=4, balance=0.0).leave_one_out(0.01)
     loss, scale = ridge._best_scale(logits, targets)
-    peer = minimize_scalar(
-        lambda log: log_loss(softmax(np.exp(log) * logits, axis=1), targets),
-        bounds=np.log(SCALES),
-        method="bounded",
-    )
+
+    def doubted(scale: float) -> float:
+        """The log loss if one image in n + 1 were of any class."""
+        surprise = -np.log(softmax(scale * logits, axis=1))
+        own = surprise[np.arange(80), targets]
+        return float((80 / 81 * own + 1 / 81 * surprise.mean(axis=1)).mean())
+
+    peer = minimize_scalar(lambda log: doubted(np.exp(log)), bounds=np.log(SCALES), method="bounded")
     assert scale == pytest.approx(np.exp(peer.x), rel=5e-3)
     assert loss == pytest.approx(peer.fun, abs=1e-6)
-    assert loss == pytest.approx(log_loss(softmax(scale * logits, axis=1), targets), abs=1e-9)
+    assert loss == pytest.approx(doubted(scale), abs=1e-9)
 
 
 @pytest.mark.parametrize("start", [0.5, 5.0, 200.0])
@@ -156,7 +159,9 @@ def test_the_scale_does_not_depend_on_where_its_search_starts(start: float) -> N
 def test_a_scale_without_a_minimum_stays_within_its_limits() -> None:
     separated = np.eye(3)[np.arange(30) % 3]
     targets = np.arange(30) % 3
-    assert ridge._best_scale(separated, targets)[1] == pytest.approx(SCALES[1], rel=0.9)
+    assert 3 < ridge._best_scale(separated, targets)[1] < 10, "30 images cannot promise more than 30 to 1"
+    many = np.arange(30_000) % 3
+    assert ridge._best_scale(np.eye(3)[many] / 1e3, many)[1] == pytest.approx(SCALES[1], rel=0.9)
     assert ridge._best_scale(-separated, targets)[1] == SCALES[0]
     assert np.isfinite(ridge._best_scale(1e3 * separated, targets)[0])
 
@@ -167,13 +172,14 @@ def test_the_penalty_has_the_lowest_leave_one_out_log_loss() -> None:
     head = fit(rows, targets, classes=3, balances=(0.0,))
     solution = Spectrum(unit(rows), targets, classes=3, balance=0.0)
     losses = {p: ridge._best_scale(solution.leave_one_out(p), targets)[0] for p in map(float, PENALTIES)}
-    assert head.penalty == min(losses, key=losses.__getitem__)
+    assert head.penalty == min(losses, key=losses.__getitem__) > ridge.least_penalty_of(60)
     assert PENALTIES[0] < head.penalty < PENALTIES[-1], "the made rows have an optimum inside the grid"
     weight, bias = solution.coefficients(head.penalty)
     np.testing.assert_allclose(head.weight, head.scale * weight, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(head.bias, head.scale * bias, rtol=1e-4, atol=1e-4)
     held_out = leave_one_out(rows, targets, classes=3)
-    assert log_loss(held_out, targets) == pytest.approx(min(losses.values()), abs=1e-6)
+    told = softmax(head.scale * solution.leave_one_out(head.penalty), axis=1)
+    np.testing.assert_allclose(held_out, told, atol=1e-9)
 
 
 def test_the_criterion_chooses_the_class_weighting_from_leave_one_out_probabilities() -> None:
@@ -280,6 +286,41 @@ def test_small_eigenvalues_count_in_float32_as_in_float64() -> None:
     single = Spectrum(rows, targets, classes=2, balance=0.0).leave_one_out(1e-5)
     np.testing.assert_allclose(single, exact, atol=5e-3)
     assert ((single.argmax(1) == targets).mean()) > 0.75
+
+
+@pytest.mark.parametrize(("n", "d"), [(20, 16), (33, 64), (60, 256)])
+def test_leave_one_out_of_few_rows_is_exact_where_float32_is_not(n: int, d: int) -> None:
+    random = np.random.default_rng(0)
+    targets = np.arange(n) % 2
+    rows = (3 * random.random(d) + 0.02 * random.standard_normal((n, d))).astype(
+        np.float32
+    )  # nearly constant
+    prepared = ridge._prepared(rows)
+    assert prepared.dtype == np.float64
+    for penalty in (1e-5, 1e-3):
+        got = Spectrum(prepared, targets, classes=2, balance=0.0).leave_one_out(penalty)
+        expected = refitted_without_each(prepared, targets, classes=2, balance=0.0, penalty=penalty)
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_the_least_penalty_falls_with_the_rows() -> None:
+    counts = (2, 30, 100, 1_000, 100_000)
+    floors = [ridge.least_penalty_of(count) for count in counts]
+    assert floors == pytest.approx([0.1, 0.1, 0.01, 1e-4, PENALTIES[0]])
+    rows, targets = made(30, 8, 2)
+    assert fit(rows, targets, classes=2).penalty >= floors[1] * 0.999
+
+
+def test_few_rows_do_not_promise_what_they_cannot_know() -> None:
+    losses = []
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        targets = np.arange(1_000) % 2
+        rows = (2 + random.standard_normal((1_000, 32)) + 0.5 * targets[:, None]).astype(np.float32)
+        losses.append(
+            log_loss(fit(rows[:20], targets[:20], classes=2).probabilities(rows[20:]), targets[20:])
+        )
+    assert np.mean(losses) < 0.73 and max(losses) < 0.9
 
 
 def test_log_loss_is_the_mean_surprise() -> None:

@@ -83,8 +83,8 @@ def _candidate(row: dict[str, Any]) -> Iterator[str]:
             yield f"{where}: no interval of macro_f1"
         for name, pair in row["interval"].items():
             yield from _interval(pair, row["metrics"][name], f"{where}.interval.{name}")
-    elif row["tied"]:
-        yield f"{where}: tied, but not complete"
+    elif row["tied"] and not row["interval"]:
+        yield f"{where}: tied, but not measured"
 
 
 def _choice(choice: Any, rows: dict[str, dict[str, Any]]) -> Iterator[str]:

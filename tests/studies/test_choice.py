@@ -125,6 +125,13 @@ def test_incomplete_and_unexportable_trials_are_never_chosen_but_compared() -> N
     assert choice.within == (True, False, True) and choice.eligible == (False, False, True)
 
 
+def test_where_nothing_is_complete_the_finished_folds_decide() -> None:
+    unfinished = incomplete(trial("cut short", GOOD))
+    choice = chosen_from([unfinished])
+    assert choice.chosen == 0 and 0 < choice.rows.sum() < len(choice.rows)
+    assert choice.scores[0] == pytest.approx(score_on("macro_f1", unfinished, choice.rows))
+
+
 def test_without_any_candidate_there_is_no_choice() -> None:
     with pytest.raises(ValueError, match="no complete trial"):
         chosen_from([incomplete(trial("a", GOOD)), trial("b", GOOD, size=None, latency=None)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,11 @@ from made_sets import stripes, weights_folder
 from study_schema import problems
 
 import graft
+from graft import console
 from graft.errors import BackboneError, RunError, SettingsError
-from graft.studies.frame import Event
+from graft.store import Store
+from graft.studies import results
+from graft.studies.frame import Event, Frame
 from graft.studies.single.settings import resolved_training
 from graft.studies.single.train import training_by_hand
 
@@ -152,6 +155,67 @@ def test_a_saved_recipe_repeats_it(photos: Path, weights: Path, tmp_path: Path) 
     assert json.loads(page.read_text()) == second.facts["recipe"]
 
 
+def test_a_recipe_may_be_saved_into_the_run_folder(photos: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = {"freeze": "all", "save_recipe": out / "r.json"}
+    for _ in range(2):
+        _, result = finish(work(photos, weights, out, **options))
+    assert json.loads((out / "r.json").read_text()) == result.facts["recipe"]
+    (out / results.RUN).unlink()
+    with pytest.raises(RunError, match=r"other files \(r.json\)"):
+        finish(work(photos, weights, out, freeze="all"))
+    finish(work(photos, weights, out, **options))
+
+
+def test_a_budget_that_ends_after_a_fold_leaves_an_unfinished_answer(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"freeze": "layer3", "epochs": 1, "budget": "1h"}
+
+    def ending_after(folds: int) -> Callable[[Frame], float]:
+        def left(frame: Frame) -> float:
+            done = sum(record["kind"] == "fold" for record in frame.journal.records)
+            return 3600.0 if done < folds else 0.0
+
+        return left
+
+    with monkeypatch.context() as short:
+        short.setattr(Frame, "remaining_seconds", ending_after(0))
+        with pytest.raises(RunError, match="before the first fold was done"):
+            finish(work(photos, weights, tmp_path / "run", **options))
+        short.setattr(Frame, "remaining_seconds", ending_after(1))
+        _, part = finish(work(photos, weights, tmp_path / "run", **options))
+    row = checked(part, photos)
+    assert not row["complete"] and len(row["folds"]) == 1
+    assert "after 1 of 2 folds" in " ".join(part.facts["notices"])
+    assert "a longer --budget measures the rest" in part.choice["reason"]
+    console.show_result(part)
+    _, whole = finish(work(photos, weights, tmp_path / "run", **options))
+    assert checked(whole, photos)["complete"] and len(only(whole)["folds"]) == 2
+    _, straight = finish(work(photos, weights, tmp_path / "straight", **options))
+    assert only(whole)["metrics"] == only(straight)["metrics"]
+    picture = photos / "left" / "000.png"
+    one, other = (graft.load(result.bundle()).predict(picture) for result in (whole, straight))
+    assert one.probabilities == other.probabilities
+
+
+def test_a_killed_study_goes_on_with_the_views_it_began_with(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"freeze": "layer3", "epochs": 2, "seed": 7}
+    monkeypatch.setattr(Store, "free_bytes", lambda _: 0)
+    events, whole = finish(work(photos, weights, tmp_path / "whole", **options))
+    assert any("made anew in every epoch" in event.text for event in events)
+    killed = work(photos, weights, tmp_path / "killed", **options)
+    for event in killed:
+        if "fold 2 of 2" in event.text:
+            break
+    killed.close()
+    monkeypatch.undo()
+    _, resumed = finish(work(photos, weights, tmp_path / "killed", **options))
+    assert only(resumed)["metrics"] == only(whole)["metrics"]
+
+
 def test_what_cannot_be_is_told_before_anything_is_written(
     photos: Path, weights: Path, tmp_path: Path
 ) -> None:
@@ -161,10 +225,16 @@ def test_what_cannot_be_is_told_before_anything_is_written(
     with pytest.raises(BackboneError, match="closest names"):
         finish(work(photos, weights, out, backbone="test_resnot"))
     assert not out.exists()
-    with pytest.raises(SettingsError, match=r"has the taps .*layer4"):
-        finish(work(photos, weights, out, tap="layer9"))
-    with pytest.raises(SettingsError, match="--freeze layer9: give all, none"):
-        finish(work(photos, weights, out, freeze="layer9"))
+    page = tmp_path / "r.json"
+    for wrong, told in (
+        ({"tap": "layer9"}, r"has the taps .*layer4"),
+        ({"freeze": "layer9"}, "--freeze layer9: give all, none"),
+        ({"freeze": 999}, "--freeze 999: give all, none, .*0 to 30"),
+        ({"freeze": 30, "tap": "layer2"}, r"0 to 1\d\)"),
+    ):
+        with pytest.raises(SettingsError, match=told):
+            next(work(photos, weights, out, save_recipe=page, **wrong))
+    assert not out.exists() and not page.exists()
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("mine")

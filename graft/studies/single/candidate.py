@@ -29,7 +29,7 @@ from graft.studies.recipe import Recipe, Strategy
 from graft.studies.rungs import prepare
 from graft.studies.single.page import AUTO, FIND, SCRATCH, Page
 from graft.studies.symmetry import augmenting, shown
-from graft.studies.tuning.bench import Bench, counted
+from graft.studies.tuning.bench import Bench, source_of
 
 if TYPE_CHECKING:
     from graft.backbones.opening import Opened
@@ -109,6 +109,16 @@ def candidate_of(frame: Frame, page: Page, entry: Entry | None) -> Generator[Eve
     return Candidate(page, entry, recipe, settings, tap, len(taps), trunk, frozen, layers, closed)
 
 
+def refuse_depth(page: Page, entry: Entry) -> None:
+    """Whatever is wrong with `--freeze` and `--tap`, before an image is decoded: the network is built without weights."""
+    if page.freeze in ("all", "none") and page.tap == AUTO:
+        return
+    geometry = Preprocess(_size(page, entry.input.size), "crop", 1.0, "bilinear", 3)
+    opened = random_network(entry, geometry, "plain", seed=0)
+    taps = [TapRow(tap.name, tap.index, tap.features) for tap in opened.taps]
+    _frozen(page, opened, [tap.name for tap in taps], _tap(page, entry, taps), geometry.size)
+
+
 def random_network(entry: Entry, geometry: Preprocess, look: Look, *, seed: int) -> Opened:
     """The network with random weights, a function of the seed, in eval mode."""
     import torch
@@ -136,7 +146,6 @@ def bench_for(
 
     from graft.learning.cutting import cut_at
     from graft.learning.lessons import mixable
-    from graft.learning.prefix import caching
 
     geometry, settings, trunk = candidate.geometry, candidate.settings, candidate.trunk
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
@@ -154,17 +163,15 @@ def bench_for(
     )
     if cutting.notice:
         yield Event("notice", cutting.notice)
-    work = caching(
+    source = yield from source_of(
+        frame,
+        candidate.recipe,
         cutting,
         pixels,
         key=content_key(pixels_key(frame.dataset, geometry), trunk.key if trunk else "", settings.cut),
         augmentation=augmentation,
         wanted=settings.views if settings.cut else 0,
-        seed=frame.settings.seed,
-        store=frame.store,
-        compute=frame.compute,
     )
-    source = yield from counted(frame, work, f"{candidate.recipe.name}: views")
     if settings.cutmix > 0 and not mixable(source.plain(frame.rows[:1])):
         raise SettingsError(
             f"--cutmix {settings.cutmix:g}: what {candidate.entry.name} puts out at {settings.cut} has no height and "

@@ -23,12 +23,16 @@ from graft.errors import SettingsError
 from graft.images.augmentations import STRENGTHS, settled
 from graft.judging.metrics import METRICS
 from graft.store import write_atomically
-from graft.studies.settings import MOST_FOLDS
+from graft.studies.settings import LARGEST_SEED, MOST_FOLDS
 
 FORMAT = 1
 AUTO = "auto"
 SCRATCH = "scratch"
 FIND = "find"
+FREEZE = (
+    "give all, none, how many of the first layers stay as they are (a whole number from 0), or a stage "
+    "(graft models NAME --layers lists both)"
+)
 Counted = int | str
 """A whole number, or `auto`."""
 
@@ -126,6 +130,15 @@ def _truth(value: Any) -> bool:
     return value
 
 
+def _freeze(value: Any) -> str:
+    """A word or a whole number; whether the network has so many layers, or such a stage, is told once it is known."""
+    text = _text(FREEZE)(value)
+    number = _number(text)
+    if number is not None and not (number >= 0 and text.isascii() and text.isdigit()):
+        raise _Wrong(FREEZE)
+    return text
+
+
 def _augment(value: Any) -> str:
     if value == AUTO:
         return AUTO
@@ -148,7 +161,7 @@ def _number(value: Any) -> float | None:
 CHECKS: dict[str, Check] = {
     "backbone": _text("name a network (graft models lists them), or scratch for the small CNN"),
     "init": _word((AUTO, "pretrained", "random")),
-    "freeze": _text("give all, none, how many of the first layers stay as they are, or a stage"),
+    "freeze": _freeze,
     "tap": _text("name a stage of the network (graft models NAME --layers lists them), or auto"),
     "head": _word((AUTO, "ridge", "linear", "mlp")),
     "input": _word((AUTO, *INPUTS)),
@@ -156,7 +169,7 @@ CHECKS: dict[str, Check] = {
     "fit": _word((AUTO, "crop", "squash", "pad")),
     "augment": _augment,
     "balance": _word(("none", "weights", "sampler", "logit")),
-    "lr": _real(1e-8, 10.0, words=(AUTO, FIND)),
+    "lr": _real(1e-8, 1.0, words=(AUTO, FIND)),
     "epochs": _whole(1, 100_000, auto=True),
     "patience": _whole(1, 100_000, auto=True),
     "batch_size": _whole(2, 4096, auto=True),
@@ -169,7 +182,7 @@ CHECKS: dict[str, Check] = {
     "folds": _whole(2, MOST_FOLDS),
     "metric": _word(tuple(METRICS)),
     "groups": _word(("near", "series")),
-    "seed": _whole(0, 2**31 - 1),
+    "seed": _whole(0, LARGEST_SEED),
 }
 
 

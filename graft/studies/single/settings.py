@@ -13,16 +13,20 @@ from typing import cast
 
 from graft.errors import SettingsError
 from graft.studies.settings import Fit, Settings, resolved
-from graft.studies.single.page import Page, page_from, read_page, write_page
+from graft.studies.single.page import Page, page_from, read_page
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """`study`: the same as for a study of this one candidate; its budget is infinite unless one was given."""
+    """`study`: the same as for a study of this one candidate; its budget is infinite unless one was given.
+
+    `save_recipe`: where the page is to be written once it is known that it can be trained, or None.
+    """
 
     study: Settings
     page: Page
     preview: bool
+    save_recipe: Path | None = None
 
 
 def resolved_training(
@@ -63,7 +67,7 @@ def resolved_training(
 ) -> TrainSettings:
     """The settings as records want them; the arguments are those of `graft.train`.
 
-    Writes the page to `save_recipe`. Raises SettingsError naming the option, the value and the valid ones.
+    Writes nothing. Raises SettingsError naming the option, the value and the valid ones.
     """
     given = {
         "backbone": backbone,
@@ -113,6 +117,9 @@ def resolved_training(
         )
     if budget is None:
         study = replace(study, budget_seconds=math.inf)
-    if save_recipe is not None:
-        write_page(page, Path(save_recipe).expanduser())
-    return TrainSettings(replace(study, fit=cast("Fit", page.fit)), page, preview)
+    return TrainSettings(
+        replace(study, fit=cast("Fit", page.fit)),
+        page,
+        preview,
+        None if save_recipe is None else Path(save_recipe).expanduser(),
+    )

@@ -14,12 +14,14 @@ from dataclasses import asdict
 from threading import Event as Flag
 from typing import Any
 
+import numpy as np
+
 from graft.backbones import catalogue
 from graft.backbones.catalogue import Entry
 from graft.backbones.hub import Reach, reach_hub
 from graft.backbones.weights import WeightsFolder, folder_from, locate, shelf
 from graft.compute import choose as choose_compute
-from graft.errors import BackboneError, GraftError
+from graft.errors import BackboneError, GraftError, RunError
 from graft.images.folds import split
 from graft.images.issues import write_check
 from graft.images.scan import inspecting
@@ -28,11 +30,18 @@ from graft.studies import results
 from graft.studies.frame import Event, Frame
 from graft.studies.journal import Journal
 from graft.studies.place import claim, refuse_place, sweep, write_run
+from graft.studies.predictions import measured
 from graft.studies.rungs import Progress, Working, tell
 from graft.studies.search import about_images, finishing, looked_at
-from graft.studies.single.candidate import Candidate, augmentation_for, candidate_of, show_views
+from graft.studies.single.candidate import (
+    Candidate,
+    augmentation_for,
+    candidate_of,
+    refuse_depth,
+    show_views,
+)
 from graft.studies.single.last_fit import fitting, sweep_checkpoints
-from graft.studies.single.page import AUTO, SCRATCH, Page, option, text_of
+from graft.studies.single.page import AUTO, SCRATCH, Page, option, text_of, write_page
 from graft.studies.single.settings import TrainSettings
 from graft.studies.single.training import Workshop, measuring
 from graft.studies.subjects import about_series, kept_together
@@ -47,11 +56,13 @@ def training_by_hand(
     """Train, or go on training, in the run folder. Raises GraftError with a sentence for whatever is wrong."""
     started, page, study = time.monotonic(), settings.page, settings.study
     compute = choose_compute(study.device)
-    refuse_place(study)
+    refuse_place(study, besides=settings.save_recipe)
     folder = folder_from(study.weights)
     store = Store()
     reach = Reach(False, False) if page.random else reach_hub()
     entry, notice = _entry(page, folder, reach)
+    if entry is not None:
+        refuse_depth(page, entry)
     yield Event("stage", f"Checking {study.source}")
     dataset = yield from looked_at(inspecting(study.source, store=store, threads=compute.threads), study)
     dataset = kept_together(dataset, groups=study.groups)
@@ -67,9 +78,10 @@ def training_by_hand(
             result = yield from _trained(frame, settings, entry, notice, command)
         except GraftError:
             if all(record["kind"] != "fold" for record in journal.records):
-                (study.out / results.RUN).unlink(
-                    missing_ok=True
-                )  # a mistyped option does not claim the folder
+                # a mistyped option does not claim the folder
+                (study.out / results.RUN).unlink(missing_ok=True)
+                if settings.save_recipe is not None and settings.save_recipe.parent == study.out:
+                    settings.save_recipe.unlink(missing_ok=True)
             raise
     store.tidy()
     return result
@@ -86,10 +98,13 @@ def _trained(
     for told in filter(None, (about_series(frame.dataset), *frame.folds.notices, notice)):
         yield from tell(done, told)
     candidate = yield from candidate_of(frame, settings.page, entry)
+    if settings.save_recipe is not None:
+        write_page(settings.page, settings.save_recipe)
     work = Workshop(frame, candidate)
     yield Event("stage", f"Training {candidate.recipe.name} on {frame.folds.count} folds")
     yield from _told_before(frame, candidate, done, preview=settings.preview)
     yield from measuring(work, done)
+    yield from _as_far_as_the_budget_went(frame, done)
     kept = [curve["best_epoch"] for trial in done.trials for curve in trial.curves]
     if kept and not any(kept):
         yield from tell(
@@ -107,6 +122,23 @@ def _trained(
     result = yield from finishing(frame, done, command, fit=lambda _: fitting(work))
     sweep_checkpoints(work)
     return result
+
+
+def _as_far_as_the_budget_went(frame: Frame, done: Progress) -> Working:
+    """The finished folds are an answer, told as one that is unfinished. Raises RunError where there is none."""
+    (trial,) = done.trials
+    finished = np.unique(frame.folds.assignment[frame.rows][measured(trial)])
+    if not len(finished):
+        raise RunError(
+            "The budget ended before the first fold was done. Give a longer --budget (what is finished is kept in "
+            f"{frame.settings.out}), a smaller network, or more layers to --freeze."
+        )
+    if not trial.complete:
+        yield from tell(
+            done,
+            f"The budget ended after {len(finished)} of {frame.folds.count} folds, so this answer is unfinished; the same "
+            "command with a longer --budget goes on from here.",
+        )
 
 
 def _entry(page: Page, folder: WeightsFolder | None, reach: Reach) -> tuple[Entry | None, str | None]:

@@ -22,15 +22,17 @@ from graft.store import content_key
 from graft.studies.beside import activations_of
 from graft.studies.frame import Event, Frame, criterion
 from graft.studies.probe import samples_of
+from graft.studies.recipe import Recipe
 from graft.studies.symmetry import augmenting, shown
 from graft.studies.tuning.finalists import Option
 
 if TYPE_CHECKING:
+    from graft.images.augmentations import Augmentation
     from graft.learning.cutting import Cut
     from graft.learning.finetune import Tuned, TuneSettings
     from graft.learning.prefix import Source
 else:
-    Cut = Tuned = TuneSettings = Source = Any
+    Augmentation = Cut = Tuned = TuneSettings = Source = Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,8 +66,6 @@ def cut_for(frame: Frame, option: Option, trunk: TrunkFile) -> Cut:
 
 def bench_of(frame: Frame, option: Option) -> Generator[Event, None, Bench]:
     """Open the network, and run its prefix over the views unless the cache holds them."""
-    from graft.learning.prefix import caching
-
     trunk, activations = activations_of(frame, option.trial)
     cutting = cut_for(frame, option, trunk)
     geometry = option.trial.recipe.geometry
@@ -75,29 +75,56 @@ def bench_of(frame: Frame, option: Option) -> Generator[Event, None, Bench]:
         frame, trunk, pixels, features, tap=option.trial.tap_index, wanted=option.settings.augment
     )
     shown(frame, pixels, augmentation, title=option.recipe.name)
-    work = caching(
+    source = yield from source_of(
+        frame,
+        option.recipe,
         cutting,
         pixels,
         key=content_key(pixels_key(frame.dataset, geometry), trunk.key, option.cut),
         augmentation=augmentation,
         wanted=option.settings.views,
-        seed=frame.settings.seed,
-        store=frame.store,
-        compute=frame.compute,
     )
-    source = yield from counted(frame, work, f"{option.recipe.name}: views")
     return Bench(cutting, source, trunk, features)
 
 
-def counted(
-    frame: Frame, work: Generator[tuple[int, int], None, Source], text: str
+def source_of(
+    frame: Frame,
+    recipe: Recipe,
+    cutting: Cut,
+    pixels: np.ndarray,
+    *,
+    key: str,
+    augmentation: Augmentation,
+    wanted: int,
 ) -> Generator[Event, None, Source]:
+    """Where the batches of a recipe come from. The disk has a say in it, so the journal holds what it said first: all
+    folds of a study, in whatever session, learn from the same."""
+    from graft.learning.prefix import caching
+
+    known = frame.journal.find("views", {"recipe": recipe.key})
+    work = caching(
+        cutting,
+        pixels,
+        key=key,
+        augmentation=augmentation,
+        wanted=wanted,
+        seed=frame.settings.seed,
+        store=frame.store,
+        compute=frame.compute,
+        agreed=None if known is None else int(known["kept"]),
+    )
     while True:
         try:
             done, total = next(work)
         except StopIteration as finished:
-            return finished.value
-        yield Event("progress", text, done, total, remaining_seconds=frame.remaining_seconds())
+            source: Source = finished.value
+            break
+        yield Event("progress", f"{recipe.name}: views", done, total, frame.remaining_seconds())
+    if source.notice:
+        yield Event("notice", source.notice)
+    if known is None and cutting.prefix is not None:
+        frame.journal.append("views", {"recipe": recipe.key, "kept": source.kept})
+    return source
 
 
 def training(
