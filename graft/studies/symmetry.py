@@ -1,17 +1,16 @@
-"""Which mirrorings keep the class, as a backbone sees it: is a mirrored image still recognised?
+"""Which mirrorings keep the class, as a backbone and the edges in the pictures see it, and the sentence that says so.
 
-In: an opened trunk, its features of the development images, the pixels, and the mirrorings that the pixels themselves
-allow (`graft.images.views.symmetries`). Out: an `Asked` for each. Heads are fitted on plain features of all folds but
-one and asked about both the plain and the mirrored images of that one. A mirroring is refused when more answers become
-wrong than become right, beyond chance (McNemar's exact test, one-sided; images of one group count as one another's
-strangers, which refuses rather too often than too seldom).
+In: an opened trunk, its features of the development images, the pixels, and the mirrorings to ask about. Out: an
+`Asked` for each: what `graft.learning.orientation` finds in the backbone's features and the directions of edges
+together (a backbone trained on mirrored images has learned to overlook what the edges show). A mirroring is used only
+where it was seen to keep the class: too little to tell by is no permission.
 
 One augmentation serves all folds, because the cached views do, so the verdict is that of all development images: one
-bit for each mirroring is all that a fold's training learns about the images held out from it. `without` tells whether
-the other folds alone, without that one, come to the same verdict. The locked test images are never read.
+bit for each mirroring is all that a fold's training learns about the images held out from it. The locked test images
+are never read.
 
 Cost: the features of at most 400 images for each mirroring (2 s for MobileNetV2 at 224 px and all three), once; kept by
-content. Not covered: what neither the pixels nor the backbone can see.
+content. Not covered: what neither the edges nor the backbone can see.
 """
 
 from __future__ import annotations
@@ -20,41 +19,59 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64, UInt8
-from scipy.stats import binom
-from threadpoolctl import threadpool_limits
+from jaxtyping import Float, Int64, UInt8
 
 from graft.backbones.activations import extracted
 from graft.backbones.trunks import TrunkFile
 from graft.images.augmentations import Augmentation, Symmetry, named
 from graft.images.pixels import pixels_key
 from graft.images.preview import preview_of
-from graft.learning import ridge
+from graft.learning.orientation import CLEARLY, Turning, turning
 from graft.store import content_key
 from graft.studies.frame import Event, Frame
 
 MOST = 400
-CHANCE = 0.05
+TURNED: dict[Symmetry, str] = {
+    "mirror": "mirrored",
+    "upside_down": "turned upside down",
+    "transpose": "transposed",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What heads on plain features say of plain and of mirrored images: shares that are right, and the chance.
-
-    `without[k]`: whether the images outside fold k alone allow it.
-    """
+    """A mirroring, and what was found when images were turned so."""
 
     symmetry: Symmetry
-    images: int
-    plain: float
-    mirrored: float
-    chance: float
-    without: tuple[bool, ...]
+    found: Turning
 
     @property
     def allowed(self) -> bool:
         """Whether views may be mirrored so."""
-        return self.chance >= CHANCE
+        return self.found.verdict == "kept"
+
+    def sentence(self, classes: Sequence[str]) -> str:
+        """Whether views are mirrored so, and why."""
+        found, turned = self.found, TURNED[self.symmetry]
+        if found.verdict == "kept":
+            return (
+                f"Views are {turned}: which way round an image is does not matter to its class (balanced accuracy "
+                f"{found.blind:.1%} without knowing it, {found.sighted:.1%} with)."
+            )
+        if found.verdict == "changed":
+            return (
+                f"No view is {turned}: that changes the class (balanced accuracy {found.sighted:.1%} with knowing "
+                f"which way round an image is, {found.blind:.1%} without)."
+            )
+        if found.confused and found.clear >= CLEARLY:
+            first, second = (classes[number] for number in found.confused)
+            why = f"{first} and {second} cannot be told apart"
+        else:
+            why = f"the classes cannot be told apart (balanced accuracy {found.blind:.1%})"
+        return (
+            f"No view is {turned}: without knowing which way round an image is, {why} in {found.images} images, so "
+            "nobody can say that it keeps the class. If you know that it does, name it in the page of --augment."
+        )
 
 
 def asking(
@@ -66,7 +83,8 @@ def asking(
     tap: int,
     found: Sequence[Symmetry],
 ) -> Generator[Event, None, list[Asked]]:
-    """Ask the backbone about each of `found`; `features` are those of the tap number `tap`."""
+    """Ask about each of `found`; `features` are those of the tap number `tap`."""
+    from graft.images.outlines import outlines
     from graft.images.views import APPLY
 
     rows = spread(frame.rows)
@@ -76,7 +94,7 @@ def asking(
     for name in found:
         yield Event("progress", f"{trunk.entry.name}: {name}?", remaining_seconds=frame.remaining_seconds())
         key = content_key(
-            "symmetry.v1",
+            "symmetry.v2",
             trunk.key,
             trunk.runner,
             given,
@@ -88,24 +106,26 @@ def asking(
         )
         stored = frame.store.get(key)
         if stored is None:
-            mirrored = extracted(
+            images = np.array(pixels[rows])
+            mirrored = np.ascontiguousarray(APPLY[name](images))
+            seen = extracted(
                 trunk,
-                np.ascontiguousarray(APPLY[name](np.array(pixels[rows]))),
+                mirrored,
                 content_key("mirrored.v1", given, name, rows.tolist()),
                 store=frame.store,
                 compute=frame.compute,
                 folder=frame.folder,
                 reach=frame.reach,
             ).tap(tap)
-            asked = judged(
-                name,
-                features[rows].astype(np.float32),
-                mirrored.astype(np.float32),
+            told = turning(
+                (features[rows].astype(np.float32), outlines(images)),
+                (seen.astype(np.float32), outlines(mirrored)),
                 targets,
                 parts=parts,
             )
-            stored = frame.store.put(key, {**asdict(asked), "without": list(asked.without)})
-        answers.append(Asked(**{**stored.facts, "without": tuple(stored.facts["without"])}))
+            stored = frame.store.put(key, {**asdict(told), "confused": list(told.confused)})
+        facts = {**stored.facts, "confused": tuple(stored.facts["confused"])}
+        answers.append(Asked(name, Turning(**facts)))
     return answers
 
 
@@ -118,25 +138,25 @@ def augmenting(
     tap: int,
     wanted: str,
 ) -> Generator[Event, None, Augmentation]:
-    """The augmentation `wanted` (see `named`) for the development images, mirrored only as pixels and backbone allow.
+    """The augmentation `wanted` (see `named`) for the development images, mirrored only where that keeps the class.
 
-    Nothing is asked where the answer would change nothing. Raises SettingsError as `named` does.
+    What was found is told and journalled, once for each trunk and tap. Nothing is asked where the answer would change
+    nothing. Raises SettingsError as `named` does.
     """
-    from graft.images.views import suited
+    from graft.images.views import natural, suited
 
     targets, images = frame.dataset.targets, len(frame.rows)
-    plain = suited(pixels, targets, frame.rows)
+    plain = replace(suited(pixels, targets, frame.rows), symmetries=natural(pixels, targets, frame.rows))
     bare = replace(plain, symmetries=())
     if named(wanted, suited=plain, images=images) == named(wanted, suited=bare, images=images):
         return named(wanted, suited=bare, images=images)
     asked = yield from asking(frame, trunk, pixels, features, tap=tap, found=plain.symmetries)
     for one in asked:
-        if not one.allowed:
-            yield Event(
-                "notice",
-                f"{trunk.entry.name}: no view is turned by {one.symmetry}: it recognises {one.mirrored:.1%} of the "
-                f"images then, instead of {one.plain:.1%}.",
-            )
+        sentence = one.sentence(frame.dataset.classes)
+        record = {"trunk": trunk.key, "tap": tap, "symmetry": one.symmetry, "sentence": sentence}
+        if frame.journal.find("symmetry", record) is None:
+            frame.journal.append("symmetry", {**record, "verdict": one.found.verdict, **asdict(one.found)})
+            yield Event("notice", f"{trunk.entry.name}: {sentence}")
     allowed = replace(plain, symmetries=tuple(one.symmetry for one in asked if one.allowed))
     return named(wanted, suited=allowed, images=images)
 
@@ -160,50 +180,3 @@ def shown(
 def spread(rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
     """At most 400 of the rows, evenly spread."""
     return rows if len(rows) <= MOST else rows[np.linspace(0, len(rows) - 1, MOST).astype(np.int64)]
-
-
-def judged(
-    name: Symmetry,
-    plain: Float[np.ndarray, "m d"],
-    mirrored: Float[np.ndarray, "m d"],
-    targets: Int64[np.ndarray, " m"],
-    *,
-    parts: Int64[np.ndarray, " m"],
-) -> Asked:
-    """Compare the answers for `mirrored` with those for `plain`, each from heads that never saw its part."""
-    right = _answers(plain, mirrored, targets, parts)
-    numbers = np.unique(parts)
-    without = []
-    for number in numbers if len(numbers) > 2 else ():
-        others = parts != number
-        within = _answers(plain[others], mirrored[others], targets[others], parts[others])
-        without.append(_chance(within) >= CHANCE)
-    share = right.mean(axis=1)
-    return Asked(name, len(plain), float(share[0]), float(share[1]), _chance(right), tuple(without))
-
-
-def _answers(
-    plain: Float[np.ndarray, "m d"],
-    mirrored: Float[np.ndarray, "m d"],
-    targets: Int64[np.ndarray, " m"],
-    parts: Int64[np.ndarray, " m"],
-) -> Bool[np.ndarray, "2 m"]:
-    """Whether the answers for the plain and for the mirrored images are right."""
-    classes = int(targets.max()) + 1
-    right = np.zeros((2, len(targets)), dtype=bool)
-    with threadpool_limits(1):
-        for part in np.unique(parts):
-            asked = np.flatnonzero(parts == part)
-            learned = np.flatnonzero(parts != part)
-            head = ridge.fit(plain[learned], targets[learned], classes=classes, balances=(0.0,))
-            for side, features in enumerate((plain, mirrored)):
-                answers = head.probabilities(features[asked]).argmax(axis=1)
-                right[side, asked] = answers == targets[asked]
-    return right
-
-
-def _chance(right: Bool[np.ndarray, "2 m"]) -> float:
-    """How likely at least so many of the changed answers would be wrong ones if mirroring did not matter."""
-    lost = int((right[0] & ~right[1]).sum())
-    changed = int((right[0] != right[1]).sum())
-    return float(binom.sf(lost - 1, changed, 0.5))

@@ -1,4 +1,4 @@
-"""Does a backbone still recognise a mirrored image? Judged on features made here, and on real digits."""
+"""Which mirrorings are used, and what is said of them: on a study of stripes, and on records made here."""
 
 from __future__ import annotations
 
@@ -10,91 +10,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_sets import stripes, weights_folder
+from made_sets import picture, weights_folder
+from PIL import ImageOps
 
 from graft.backbones.activations import extracted
 from graft.backbones.catalogue import find
 from graft.backbones.trunks import TrunkFile, trunk_of
 from graft.backbones.weights import Reach, folder_from, shelf
 from graft.compute import Compute
-from graft.images.augmentations import STILL, SYMMETRIES, Symmetry, page_of
+from graft.images.augmentations import STILL, SYMMETRIES, page_of
 from graft.images.folds import split
 from graft.images.pixels import open_pixels, pixels_key, preparing
 from graft.images.scan import scan
-from graft.images.views import APPLY, symmetries
+from graft.images.views import natural
+from graft.learning.orientation import Turning
 from graft.store import Store
 from graft.studies.frame import Event, Frame
 from graft.studies.journal import Journal
 from graft.studies.plan import geometry_of
 from graft.studies.settings import resolved
-from graft.studies.symmetry import MOST, asking, augmenting, judged, shown, spread
-
-
-def blocks(pictures: np.ndarray) -> np.ndarray:
-    """A stand-in for a backbone: the pictures averaged over blocks of 2 x 2, as features."""
-    n, side = len(pictures), pictures.shape[1] // 2
-    return pictures.reshape(n, side, 2, side, 2).mean((2, 4)).reshape(n, -1).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    grey = np.kron(found.images[:MOST], np.ones((2, 2))) * 15
-    return grey.astype(np.uint8)[..., None], found.target[:MOST].astype(np.int64)
-
-
-@pytest.mark.parametrize("name", ["mirror", "upside_down", "transpose"])
-def test_digits_may_not_be_mirrored(digits: tuple[np.ndarray, np.ndarray], name: Symmetry) -> None:
-    pixels, targets = digits
-    turned = APPLY[name](pixels)
-    asked = judged(
-        name, blocks(pixels[..., 0]), blocks(turned[..., 0]), targets, parts=np.arange(len(targets)) % 5
-    )
-    assert not asked.allowed and asked.plain > 0.8 > asked.mirrored
-    assert asked.without == (False,) * 5
-    assert name not in symmetries(pixels, targets, np.arange(len(targets)))
-
-
-def made(n: int = 200, *, moved: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features of two classes, and those of their mirror images; `moved`: how far these are towards the other class."""
-    random = np.random.default_rng(seed)
-    targets = np.arange(n) % 2
-    centres = np.zeros((n, 16))
-    centres[:, 0] = 2.0 * targets - 1.0
-    plain, mirrored = (centres * sign + random.normal(0, 0.6, (n, 16)) for sign in (1.0, 1.0 - moved))
-    return plain.astype(np.float32), mirrored.astype(np.float32), targets.astype(np.int64)
-
-
-def test_a_mirrored_image_that_is_recognised_as_well_is_allowed() -> None:
-    verdicts = [
-        judged("mirror", *made(seed=seed)[:2], made(seed=seed)[2], parts=np.arange(200) % 4)
-        for seed in range(4)
-    ]
-    assert sum(one.allowed for one in verdicts) >= 3
-    assert all(len(one.without) == 4 and one.images == 200 for one in verdicts)
-
-
-def test_classes_that_change_places_are_refused() -> None:
-    plain, mirrored, targets = made(moved=2.0)
-    asked = judged("mirror", plain, mirrored, targets, parts=np.arange(200) % 5)
-    assert not asked.allowed and asked.mirrored < 0.2 and asked.chance < 1e-6
-
-
-def test_the_same_features_are_allowed_for_certain() -> None:
-    plain, _, targets = made(60)
-    asked = judged("mirror", plain, plain, targets, parts=np.arange(60) % 2)
-    assert asked.allowed and asked.chance == 1.0 and asked.without == ()
-
-
-def test_a_fold_decides_without_its_own_images() -> None:
-    """Only the images of fold 0 are spoilt by mirroring: without them it is allowed."""
-    plain, _, targets = made(300)
-    mirrored, parts = plain.copy(), np.arange(300) % 3
-    mirrored[parts == 0, 0] *= -1
-    asked = judged("mirror", plain, mirrored, targets, parts=parts)
-    assert not asked.allowed and asked.without == (True, False, False)
+from graft.studies.symmetry import MOST, Asked, asking, augmenting, shown, spread
 
 
 def test_at_most_400_rows_evenly_spread() -> None:
@@ -106,9 +41,14 @@ def test_at_most_400_rows_evenly_spread() -> None:
 
 @pytest.fixture(scope="module")
 def frame(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frame]:
-    """Stripes that lean left or right: mirrored, each is of the other class."""
+    """Stripes that lean left or right: mirrored, each is of the other class, and nothing else tells them apart."""
     place = tmp_path_factory.mktemp("symmetry")
-    photos, weights = stripes(place / "photos", each=20), weights_folder(place / "weights")
+    photos, weights = place / "photos", weights_folder(place / "weights")
+    for index in range(40):
+        drawn = picture(np.random.default_rng(index), 1)
+        file = photos / ("left" if index % 2 else "right") / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (ImageOps.mirror(drawn) if index % 2 else drawn).save(file)
     settings = resolved(photos, out=place / "run", weights=weights, folds=2, budget="10m")
     store = Store(place / "cache")
     dataset = scan(photos, store=store, threads=1)
@@ -140,16 +80,43 @@ def finish(work: Generator[Event, None, Any]) -> tuple[list[Event], Any]:
             return told, end.value
 
 
-def test_pixels_and_backbone_must_both_allow_it(frame: Frame) -> None:
+def test_stripes_that_lean_may_not_be_mirrored_and_it_is_said_once(frame: Frame) -> None:
     trunk, pixels, features = opened(frame)
     tap = len(trunk.taps) - 1
-    found = symmetries(pixels, frame.dataset.targets, frame.rows)
     _, asked = finish(asking(frame, trunk, pixels, features, tap=tap, found=SYMMETRIES))
-    _, made_of = finish(augmenting(frame, trunk, pixels, features, tap=tap, wanted="light"))
+    told, made_of = finish(augmenting(frame, trunk, pixels, features, tap=tap, wanted="light"))
+    again, same = finish(augmenting(frame, trunk, pixels, features, tap=tap, wanted="light"))
     assert [one.symmetry for one in asked] == list(SYMMETRIES)
+    assert asked[0].found.verdict == "changed" and "mirror" not in made_of.symmetries
+    found = natural(pixels, frame.dataset.targets, frame.rows)
     assert made_of.symmetries == tuple(one.symmetry for one in asked if one.allowed and one.symmetry in found)
-    assert "mirror" not in made_of.symmetries
+    notices = [event.text for event in told if event.kind == "notice"]
+    kept = [record for record in frame.journal.records if record["kind"] == "symmetry"]
+    assert [f"{trunk.entry.name}: {record['sentence']}" for record in kept] == notices
+    assert kept[0]["verdict"] == "changed" and kept[0]["chance"] < 0.01
+    assert [event for event in again if event.kind == "notice"] == [] and same == made_of
     assert finish(asking(frame, trunk, pixels, features, tap=tap, found=SYMMETRIES))[1] == asked
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Turning(80, 0.5, 0.9, 0.001, 0.0, (0, 1)), "No view is mirrored: that changes the class"),
+        (
+            Turning(80, 0.9, 0.9, 0.5, 9.0, ()),
+            "Views are mirrored: which way round an image is does not matter",
+        ),
+        (
+            Turning(80, 0.5, 0.5, 0.5, 0.0, (0, 1)),
+            "the classes cannot be told apart (balanced accuracy 50.0%)",
+        ),
+        (Turning(80, 0.8, 0.8, 0.5, 9.0, (0, 2)), "ant and car cannot be told apart in 80 images"),
+    ],
+)
+def test_the_sentence_says_why(found: Turning, said: str) -> None:
+    asked = Asked("mirror", found)
+    assert said in asked.sentence(["ant", "bee", "car"])
+    assert asked.allowed == said.startswith("Views")
 
 
 def test_nothing_is_asked_where_the_answer_changes_nothing(frame: Frame) -> None:
