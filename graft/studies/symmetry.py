@@ -94,7 +94,7 @@ def asking(
     for name in found:
         yield Event("progress", f"{trunk.entry.name}: {name}?", remaining_seconds=frame.remaining_seconds())
         key = content_key(
-            "symmetry.v2",
+            "symmetry.v3",
             trunk.key,
             trunk.runner,
             given,
