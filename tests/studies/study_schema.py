@@ -76,7 +76,7 @@ def _problems(facts: dict[str, Any]) -> Iterator[str]:
     }
     versus = facts.get("scratch_versus_transfer")
     yield from _fields(versus, wanted, "scratch_versus_transfer")
-    if isinstance(versus, dict) and versus.get("difference") is not None:
+    if isinstance(versus, dict) and versus.get("interval") is not None:
         yield from _interval(versus["interval"], versus["difference"], "scratch_versus_transfer.interval")
 
 
