@@ -68,7 +68,7 @@ def scratching(
         if known is None:
             if frame.remaining_seconds() <= kept_seconds and fold:
                 yield Event(
-                    "notice", f"The budget ended after {fold} of {frame.folds.count} folds from scratch."
+                    "notice", f"{frame.ended} after {fold} of {frame.folds.count} folds from scratch."
                 )
                 break
             # One share more than folds is left for fitting on all images and packing.

@@ -56,6 +56,7 @@ from graft.studies.rungs import (
     kept_for_the_end,
     probe_rung,
     scratch_rung,
+    tell,
     training_settings,
     tuning_rung,
 )
@@ -115,6 +116,9 @@ def _climb(
         yield Event("notice", notice)
     for rung in _rungs(frame, planned, done, ahead, alone=ending is finishing):
         yield from _until_halted(frame, done, rung)
+    if frame.halt.is_set():
+        frame.journal.append("stopped", {})
+        yield from tell(done, f"{frame.ended}: what was not measured by then is missing.")
     return (yield from ending(frame, done, command))
 
 
@@ -227,6 +231,7 @@ def finishing(
         "plan": done.plan,
         "retrieval": retrieval_facts(frame, done),
         **done.extras,
+        "stopped_by_hand": frame.halt.is_set(),
         "notices": done.notices,
         "environment": results.environment(),
     }

@@ -20,6 +20,7 @@ from study_schema import problems
 import graft
 from graft.learning.loop import Epoch
 from graft.learning.tune_settings import TuneSettings
+from graft.report import page
 from graft.studies import results
 from graft.studies.choice import Choice, choose
 from graft.studies.epochs import epoch_facts
@@ -234,4 +235,9 @@ def test_once_halted_a_study_ends_with_the_answer_so_far(photos: Path, weights: 
     _, result = finish(events)
     strategies = {row["strategy"] for row in result.facts["candidates"]}
     assert strategies == {"frozen"} and result.facts["plan"] == []
+    told = "The study was stopped by hand: what was not measured by then is missing."
+    assert result.facts["stopped_by_hand"] is True and result.facts["notices"][-1] == told
+    assert "(the study was stopped by hand before it)" in result.facts["scratch_versus_transfer"]["sentence"]
+    assert '"kind":"stopped"' in (result.run / "journal.jsonl").read_text().replace(" ", "")
+    assert "stopped by hand" in page.render(result.run)
     assert result.bundle().is_dir() and list(graft.load(result.bundle()).labels) == ["left", "right"]
