@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tuned_study import curve, tuned_study, write
 
-from graft.report import curves, depth, page, plan, plots, reading, seconds
+from graft.report import curves, depth, page, plan, plots, reading, retrieval, seconds
 
 NB = "\N{NO-BREAK SPACE}"
 GOLDEN = Path(__file__).parent.parent / "golden" / "study-v1.json"
@@ -192,6 +192,38 @@ def test_hundreds_of_trained_candidates_leave_the_page_small(tmp_path: Path) -> 
         {"id": f"s{i}", "strategy": "full", "cut": "", "curves": runs} for i in range(300)
     ]
     assert len(page.render(write(tmp_path / "run", study))) < page.LIMIT_BYTES
+
+
+def test_rows_say_from_which_depth_and_on_which_images(tmp_path: Path) -> None:
+    study = tuned_study()
+    for row in study["candidates"]:
+        row["input"] = {"size": 64, "fit": "crop"}
+    other = {**deepcopy(study["candidates"][3]), "id": "net/head@squash"}
+    other["input"] = {"size": 96, "fit": "squash"}
+    study["candidates"] += [other, {**other, "id": "net/head+depths:3+int8", "strategy": "shrunk"}]
+    run = read(tmp_path / "run", study)
+    told = {c.id: (c.learns, *c.shown) for c in run.candidates}
+    assert told["net/head+tuned:b1"] == ("fine-tuned above b1",)
+    assert told["net/head+tuned:b0"] == ("fine-tuned above b0",)
+    assert told["net/head@squash"] == ("frozen, with a new head", "squashed", "96 px")
+    assert told["net/head+depths:3+int8"][0] == "made smaller: depths:3, int8"
+    assert told["cnn/scratch"] == ("from scratch",)
+    text = page.render(run.folder)
+    for words in ("fine-tuned above b0", "fine-tuned above b1", "squashed", "96 px"):
+        assert f'<span class="badge quiet">{words}</span>' in text
+
+
+def test_features_that_tuning_left_alone_are_named(tmp_path: Path) -> None:
+    study = tuned_study()
+    names = ["net/head", "net/head+tuned:b1", "net/head+tuned:b0"]
+    study["retrieval"] = {
+        "classes": ["a"],
+        "rows": [{"id": name, "mean": 0.4, "by_class": [0.4]} for name in names],
+    }
+    study["candidates"][5]["curves"][0]["best_epoch"] = 2
+    found = retrieval.section(read(tmp_path / "run", study), rows=9)
+    assert found is not None and found["unchanged"] == ["net/head+tuned:b1"]
+    assert "Tuning kept the frozen network on this fold" in page.render(tmp_path / "run")
 
 
 def test_the_plan_compares_what_ran_and_names_what_did_not(run: reading.Run) -> None:
