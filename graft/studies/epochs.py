@@ -19,7 +19,7 @@ else:
     Epoch = Any
 
 
-def epoch_facts(epoch: Epoch, metric: str) -> dict[str, float | None]:
+def epoch_facts(epoch: Epoch, metric: str) -> dict[str, float | int | None]:
     """The epoch; its scores as `train_metric` and `validation_metric`: the values of `metric`, a loss again a loss."""
     facts = asdict(epoch)
     for part in ("train", "validation"):

@@ -164,7 +164,7 @@ def _training(
 ) -> Generator[Event, None, tuple[Trained, dict[str, Any]]]:
     from graft.learning.training import train
 
-    epochs: list[dict[str, float | None]] = []
+    epochs: list[dict[str, float | int | None]] = []
     work = train(
         open_pixels(frame.dataset, recipe.geometry, store=frame.store),
         frame.dataset.targets,

@@ -119,7 +119,7 @@ def taught_by(
         seed=1000 * frame.settings.seed + seed,
         criterion=criterion(frame.settings.metric),
     )
-    epochs: list[dict[str, float | None]] = []
+    epochs: list[dict[str, float | int | None]] = []
     while True:
         try:
             epoch = next(work)

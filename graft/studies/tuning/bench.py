@@ -115,7 +115,7 @@ def training(
     """Train on `rows`; returns what was learned and its curve."""
     from graft.learning.finetune import tune
 
-    epochs: list[dict[str, float | None]] = []
+    epochs: list[dict[str, float | int | None]] = []
     work = tune(
         bench.cutting,
         bench.source,
