@@ -183,6 +183,8 @@ def _about_similarity(
     parts, missing = [], []
     if depth is None:
         missing.append("the best depth")
+    elif depth.best == depth.taps - 1 and abs(depth.lead) < 0.0005:
+        parts.append(f"the last of {depth.taps} taps is no better than the best of the others")
     elif depth.best == depth.taps - 1:
         parts.append(f"the last of {depth.taps} taps is the best ({100 * depth.lead:+.1f} points)")
     else:

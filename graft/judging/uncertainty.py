@@ -194,17 +194,18 @@ def estimate(
     """One candidate's score with an honest interval; `weights` come from `draw_weights`.
 
     BCa over the draws, accelerated by the empirical influence of each group (Davison and Hinkley 1997, section
-    5.4). Where every decision is right (or wrong), resampling can only repeat that; the interval then reaches down
-    to the score that would follow if the most errors that so many groups may have hidden (Clopper and Pearson 1934:
-    `1 - (0.025)^(1/groups)`, about 3.7 / groups) all fell on the smallest classes. So macro-F1 = 1 on 60 images of
+    5.4). Where every decision is right, wrong or for the same class, resampling can only repeat that; the interval then
+    reaches as far as the score would fall if the most errors that so many groups may have hidden (Clopper and Pearson
+    1934: `1 - (0.025)^(1/groups)`, about 3.7 / groups) all fell on the smallest classes. So macro-F1 = 1 on 60 images of
     two equal classes has the interval 0.94..1. Losses have no such floor: theirs covers the losses seen.
     """
     value = float(_plain(metric, [probabilities], targets)[0])
     if METRICS[metric].from_decisions:
-        right = decisions(probabilities) == targets
-        if right.all() or not right.any():
+        made = decisions(probabilities)
+        right = made == targets
+        if right.all() or not right.any() or (made == made[0]).all():
             reach = _unseen(metric, targets, groups, level=level)
-            return Estimate(value, 1 - reach, 1.0) if right.all() else Estimate(value, 0.0, reach)
+            return Estimate(value, max(0.0, value - reach), min(1.0, value + reach))
     samples = bootstrap(metric, probabilities, targets, weights)
     skewness = _acceleration(metric, probabilities, targets, groups)
     return Estimate(value, *interval(samples, level=level, estimate=value, acceleration=skewness))
@@ -218,10 +219,8 @@ def paired(
     Where both decide alike on every image but are not the same table, a metric of decisions differs by 0 give or take
     what that many images may have hidden (see `estimate`).
     """
-    alike = METRICS[metric].from_decisions and np.array_equal(decisions(a), decisions(b))
-    if alike and not np.array_equal(a, b):
-        reach = _unseen(metric, targets, np.arange(len(targets)), level=level)
-        return Difference(0.0, -reach, reach)
+    if _alike(metric, a, b):
+        return _as_alike_as_told(metric, targets, level=level)
     sign = METRICS[metric].sign
     samples = sign * _samples(metric, [a, b], targets, weights)
     plain = sign * _plain(metric, [a, b], targets)
@@ -233,17 +232,40 @@ def tied(
 ) -> list[Difference]:
     """Each candidate's difference to the best one, in their order; it is tied where `touches_zero`.
 
-    The best has the best plain score, of equal ones it is the first; its own difference is exactly 0. Percentile
-    intervals, not corrected for comparing many: the best's own luck, which `corrected` measures, makes the set narrower.
+    The best has the best plain score, of equal ones it is the first; its own difference is exactly 0. What decides as
+    the best on every image differs as `paired` says. Percentile intervals, not corrected for comparing many: the best's own luck, which `corrected` measures, makes the set narrower.
     """
     sign = METRICS[metric].sign
     plain = sign * _plain(metric, candidates, targets)
     samples = sign * _samples(metric, candidates, targets, weights)
     best = int(plain.argmax())
     return [
-        _difference(samples[i] - samples[best], float(plain[i] - plain[best]), level=level)
+        _as_alike_as_told(metric, targets, level=level)
+        if plain[i] == plain[best] and _alike(metric, candidates[i], candidates[best])
+        else _difference(samples[i] - samples[best], float(plain[i] - plain[best]), level=level)
         for i in range(len(candidates))
     ]
+
+
+def too_few(targets: Targets, groups: Groups) -> bool:
+    """Whether most groups are the only one of their class: drawing within the classes moves nothing then.
+
+    An interval from such draws is too narrow, down to no width at all, and says nothing.
+    """
+    _, _, stratum = _strata(targets, groups)
+    alone = np.bincount(stratum) == 1
+    return bool(2 * alone.sum() > len(stratum))
+
+
+def _alike(metric: str, a: Table, b: Table) -> bool:
+    """Whether two different tables decide alike on every image, and the metric looks at nothing else."""
+    decided = METRICS[metric].from_decisions and np.array_equal(decisions(a), decisions(b))
+    return decided and not np.array_equal(a, b)
+
+
+def _as_alike_as_told(metric: str, targets: Targets, *, level: float) -> Difference:
+    reach = _unseen(metric, targets, np.arange(len(targets)), level=level)
+    return Difference(0.0, -reach, reach)
 
 
 def _difference(samples: Float64[np.ndarray, " b"], value: float, *, level: float) -> Difference:

@@ -30,7 +30,9 @@ from graft.errors import GraftError
 from graft.images.augmentations import Symmetry
 from graft.learning.inner import class_weights
 from graft.learning.loop import Epoch, average, kept_share, rate_share, threads
+from graft.learning.ridge import Criterion
 from graft.learning.trained import Trained, calibrated
+from graft.learning.watching import Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,15 @@ class Taught:
 
 
 def distil(
-    taught: Taught, *, design: ScratchDesign, settings: DistilSettings, compute: Compute, seed: int
+    taught: Taught,
+    *,
+    design: ScratchDesign,
+    settings: DistilSettings,
+    compute: Compute,
+    seed: int,
+    criterion: Criterion | None = None,
 ) -> Generator[Epoch, None, Trained]:
-    """Train a student and yield a record per epoch. Raises GraftError when the loss is not finite."""
+    """Train a student and yield a record per epoch, with the score by `criterion`. Raises GraftError when the loss is not finite."""
     images = len(taught.targets)
     epochs = max(1, settings.views // images)
     steps = max(1, round(images / settings.batch_size))
@@ -78,13 +86,13 @@ def distil(
     for number in range(1, epochs + 1):
         begun = time.monotonic()
         random = np.random.default_rng([seed, number])
-        losses = []
+        losses, watch = [], Watch(criterion)
         network.train()
         with threads(compute):
             for rows in np.array_split(random.permutation(images), steps):
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * rate_share(step, epochs * steps)
-                loss = _loss(network, taught, rows, weights, settings, compute, random)
+                loss = _loss(network, taught, rows, weights, settings, compute, random, watch)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -99,7 +107,7 @@ def distil(
             )
         rate = float(optimizer.param_groups[0]["lr"])
         loss_of_all, seconds = float(np.mean(losses)), time.monotonic() - begun
-        yield Epoch(number, epochs, loss_of_all, math.nan, math.nan, rate, seconds)
+        yield Epoch(number, epochs, loss_of_all, math.nan, math.nan, rate, seconds, *watch.judged())
     return Trained(design, calibrated(averaged, 1.0), 1.0, epochs, epochs, "epochs", epochs)
 
 
@@ -139,6 +147,7 @@ def _loss(
     settings: DistilSettings,
     compute: Compute,
     random: np.random.Generator,
+    watch: Watch,
 ) -> Tensor:
     """The blend of one batch, each image in one of its views."""
     drawn = random.integers(taught.views.shape[1], size=len(rows))
@@ -149,6 +158,7 @@ def _loss(
     labels = torch.from_numpy(taught.targets[rows]).to(compute.device)
     with torch.autocast(compute.device, torch.bfloat16, enabled=compute.bf16):
         logits = network(images)
+    watch.see(logits, labels)
     logits, softness = logits.float(), settings.temperature
     wanted = torch.softmax(said / softness, dim=1)
     soft = nn.functional.cross_entropy(logits / softness, wanted) * softness**2

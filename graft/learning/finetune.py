@@ -44,6 +44,7 @@ from graft.learning.tune_settings import TuneSettings as TuneSettings
 from graft.learning.tune_settings import planned_epochs as planned_epochs
 from graft.learning.tune_settings import rates_of as rates_of
 from graft.learning.tuner import HEAD, HIDDEN, Rates, Tuner, head_of
+from graft.learning.watching import Watch, judged
 from graft.store import content_key
 
 CHECK_BATCH = 64
@@ -76,6 +77,16 @@ class _Best:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """An epoch on the kept-back rows, the loss at the best temperature; NaN where there are none."""
+
+    loss: float = math.nan
+    temperature: float = math.nan
+    accuracy: float = math.nan
+    score: float = math.nan
+
+
 def tune(
     cutting: Cut,
     source: Source,
@@ -95,7 +106,7 @@ def tune(
     """Tune on `rows` and yield a record per epoch; the generator's return value is the result.
 
     `features`: what the frozen network puts out at the tap; only a ridge head needs them. `criterion`: chooses the ridge
-    head's class weighting. `kept_in`: the file of the checkpoint; where it holds this very training, it goes on from
+    head's class weighting, and is told of every epoch. `kept_in`: the file of the checkpoint; where it holds this very training, it goes on from
     there, and the epochs that are over are yielded again. Stops after `settings.patience` epochs without a lower log
     loss of the kept-back part, after the planned epochs, or at the first batch after `deadline_seconds` (with a fresh
     head not before one epoch). Raises GraftError when the loss is not finite even at half the learning rate.
@@ -116,13 +127,14 @@ def tune(
         begun = time.monotonic()
         unlimited = deadline_seconds is None or (number == 0 and settings.head != "ridge")
         until = math.inf if unlimited or deadline_seconds is None else started + deadline_seconds
-        drawn = seed * 1_000_003 + number
+        drawn, watch = seed * 1_000_003 + number, Watch(criterion)
         with threads(compute):
-            loss = _epoch(tuner, lesson, settings, total=total, seed=drawn, until=until)
+            loss = _epoch(tuner, lesson, settings, watch, total=total, seed=drawn, until=until)
             if loss is None:
                 stopped = "deadline"
                 break
-            validation, accuracy, temperature = _checked(tuner, lesson)
+            checked = _checked(tuner, lesson, criterion)
+        validation, temperature = checked.loss, checked.temperature
         if not math.isfinite(loss) or (len(lesson.check) and not math.isfinite(validation)):
             _gentler(tuner, good, number + 1)
             continue
@@ -131,7 +143,19 @@ def tune(
             kept = {name: tensor.clone() for name, tensor in tuner.averaged.items()}
             chosen = temperature if len(lesson.check) else settings.temperature
             best = _Best(validation, number, chosen, kept)
-        epoch = Epoch(number, planned, loss, validation, accuracy, tuner.rate, time.monotonic() - begun)
+        train_accuracy, train_score = watch.judged()
+        epoch = Epoch(
+            number=number,
+            planned=planned,
+            train_loss=loss,
+            validation_loss=validation,
+            validation_accuracy=checked.accuracy,
+            learning_rate=tuner.rate,
+            seconds=time.monotonic() - begun,
+            train_accuracy=train_accuracy,
+            train_score=train_score,
+            validation_score=checked.score,
+        )
         done.append(epoch)
         _keep(kept_in, identity, tuner, best, done)
         yield epoch
@@ -268,7 +292,7 @@ def _width(cutting: Cut, maps: Tensor, compute: Compute) -> int:
 
 
 def _epoch(
-    tuner: Tuner, lesson: Lesson, settings: TuneSettings, *, total: int, seed: int, until: float
+    tuner: Tuner, lesson: Lesson, settings: TuneSettings, watch: Watch, *, total: int, seed: int, until: float
 ) -> float | None:
     """One pass over the rows to learn from: the mean loss, not finite if a batch's was not, None if time was over."""
     generator = torch.Generator().manual_seed(seed)
@@ -276,7 +300,7 @@ def _epoch(
     for maps, labels in batches(lesson, settings, generator):
         if time.monotonic() > until:
             return None
-        loss = loss_of(tuner, maps, labels, lesson, settings, generator)
+        loss = loss_of(tuner, maps, labels, lesson, settings, generator, watch)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             return math.nan
@@ -295,19 +319,19 @@ def _answers(tuner: Tuner, source: Source, rows: Int64[np.ndarray, " m"]) -> Flo
     return torch.cat(parts)
 
 
-def _checked(tuner: Tuner, lesson: Lesson) -> tuple[float, float, float]:
-    """Log loss at the best temperature, accuracy and that temperature on the kept-back rows; NaN where there are none.
+def _checked(tuner: Tuner, lesson: Lesson, criterion: Criterion | None) -> _Checked:
+    """How the averaged weights do on the kept-back rows.
 
-    The loss is that of the training, the classes' shares included where they are; the accuracy is that of the answers.
+    The loss is that of the training, the classes' shares included where they are; all else is of the answers.
     """
     if not len(lesson.check):
-        return math.nan, math.nan, math.nan
+        return _Checked()
     logits = _answers(tuner, lesson.source, lesson.check)
     labels = torch.from_numpy(lesson.targets[lesson.check])
     if not bool(logits.isfinite().all()):
-        return math.nan, math.nan, math.nan
+        return _Checked()
     loss, temperature = _judged(logits + torch.from_numpy(lesson.prior), labels)
-    return loss, float((logits.argmax(1) == labels).float().mean()), temperature
+    return _Checked(loss, temperature, *judged((logits / temperature).softmax(1), labels, criterion))
 
 
 def _judged(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from graft.learning.inner import class_weights, drawn, kept_back, log_prior
 from graft.learning.prefix import Source
 from graft.learning.tune_settings import TuneSettings
 from graft.learning.tuner import Tuner
+from graft.learning.watching import Watch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,15 +72,19 @@ def loss_of(
     lesson: Lesson,
     settings: TuneSettings,
     generator: torch.Generator,
+    watch: Watch | None = None,
 ) -> Tensor:
-    """The loss of one batch, with gradients."""
+    """The loss of one batch, with gradients; `watch` sees what was answered."""
     device = tuner.compute.device
     weights, prior = (torch.from_numpy(part).to(device) for part in (lesson.weights, lesson.prior))
     wanted = labels.to(device)
     if settings.mixup > 0 or settings.cutmix > 0:
         maps, wanted = _mixed(maps, wanted, len(weights), settings, generator)
-    logits = tuner.logits(maps, generator) + prior
-    return nn.functional.cross_entropy(logits, wanted, weights, label_smoothing=settings.label_smoothing)
+    logits = tuner.logits(maps, generator)
+    if watch is not None:
+        watch.see(logits, wanted)
+    smoothing = settings.label_smoothing
+    return nn.functional.cross_entropy(logits + prior, wanted, weights, label_smoothing=smoothing)
 
 
 def mixable(maps: Tensor) -> bool:

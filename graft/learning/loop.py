@@ -26,7 +26,11 @@ PRIOR_DEVIATION = 0.3  # of the logarithm of the temperature
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One pass, counted from 1. Losses are log losses in nats; the validation figures are NaN without that part."""
+    """One pass, counted from 1. Losses are log losses in nats; the validation figures are NaN without that part.
+
+    The training figures are those of the batches as they were learned from: views, mixed pairs by the larger share, each
+    before its step. A score is that of the study's metric, higher is better; NaN where no metric was given.
+    """
 
     number: int
     planned: int
@@ -35,6 +39,9 @@ class Epoch:
     validation_accuracy: float
     learning_rate: float
     seconds: float
+    train_accuracy: float = math.nan
+    train_score: float = math.nan
+    validation_score: float = math.nan
 
 
 def rate_share(step: int, total: int, *, longest_warm: int = 10**9) -> float:

@@ -34,12 +34,14 @@ from graft.learning.inner import class_weights, drawn, kept_back, log_prior
 from graft.learning.loop import Epoch as Epoch
 from graft.learning.loop import Stopped, average, best_temperature, kept_share, rate_share, threads
 from graft.learning.mixing import mixed
+from graft.learning.ridge import Criterion
 from graft.learning.scratch_settings import TrainingSettings as TrainingSettings
 from graft.learning.scratch_settings import planned_epochs as planned_epochs
 from graft.learning.scratch_settings import waiting_epochs
 from graft.learning.trained import Trained as Trained
 from graft.learning.trained import calibrated, logits_of
 from graft.learning.trained import predict as predict
+from graft.learning.watching import Watch, judged
 
 TAUGHT = 0.5  # how much of what a second generation is to say comes from the first, the rest from the labels
 
@@ -58,6 +60,7 @@ class _Lesson:
     settings: TrainingSettings
     compute: Compute
     planned: int
+    criterion: Criterion | None
     teacher: ScratchNet | None = None
 
     @property
@@ -121,8 +124,9 @@ def train(
     seed: int,
     deadline_seconds: float | None = None,
     augmentation: Augmentation | None = None,
+    criterion: Criterion | None = None,
 ) -> Generator[Epoch, None, Trained]:
-    """Train on `rows` and yield a record per epoch; the generator's return value is the result.
+    """Train on `rows` and yield a record per epoch, with the score by `criterion`; the return value is the result.
 
     A generation stops when the log loss of the kept-back part has not improved for so many epochs (see
     `waiting_epochs`), when the planned epochs are over, or at the first batch after `deadline_seconds` (from the first
@@ -131,7 +135,7 @@ def train(
     """
     until = math.inf if deadline_seconds is None else time.monotonic() + deadline_seconds
     learn, check = kept_back(targets, groups, rows, share=settings.validation_share, seed=seed)
-    lesson = _lesson(pixels, targets, learn, check, design, settings, compute, augmentation)
+    lesson = _lesson(pixels, targets, learn, check, design, settings, compute, augmentation, criterion)
     best: _Generation | None = None
     kept, number = 1, 0
     for generation in range(1, settings.generations + 1):
@@ -169,6 +173,7 @@ def _lesson(
     settings: TrainingSettings,
     compute: Compute,
     augmentation: Augmentation | None,
+    criterion: Criterion | None,
 ) -> _Lesson:
     labels, classes = targets[learn], design.classes
     fixed = settings.validation_share == 0
@@ -183,6 +188,7 @@ def _lesson(
         settings,
         compute,
         settings.epochs if fixed else planned_epochs(design, len(learn), settings),
+        criterion,
     )
 
 
@@ -195,14 +201,13 @@ def _generation(
     waiting = waiting_epochs(lesson.planned, lesson.settings)
     while found.epochs_run < lesson.planned:
         begun, first = time.monotonic(), before + found.epochs_run == 0
+        drawn, watch = seed * 1_000_003 + found.epochs_run, Watch(lesson.criterion)
         with threads(lesson.compute):
-            loss = _epoch(
-                run, lesson, seed=seed * 1_000_003 + found.epochs_run, until=math.inf if first else until
-            )
+            loss = _epoch(run, lesson, watch, seed=drawn, until=math.inf if first else until)
         if loss is None:
             found.stopped = "deadline"
             break
-        losses, accuracy = _check(run.averaged, lesson)
+        losses, accuracy, score = _check(run.averaged, lesson)
         if not math.isfinite(loss) or not np.isfinite(losses).all():
             run = _gentler(good, run, found.epochs_run + 1)
             continue
@@ -211,7 +216,11 @@ def _generation(
         validation_loss = float(losses.mean()) if len(losses) else math.nan
         rate, planned = run.optimizer.param_groups[0]["lr"], before + lesson.planned * (1 + left)
         number, seconds = before + found.epochs_run, time.monotonic() - begun
-        yield Epoch(number, planned, loss, validation_loss, accuracy, rate, seconds)
+        yield Epoch(
+            *(number, planned, loss, validation_loss, accuracy, rate, seconds),
+            *watch.judged(),
+            validation_score=score,
+        )
         if found.epochs_run - found.lowest_epoch >= waiting:
             found.stopped = "patience"
             break
@@ -234,7 +243,7 @@ def _start(design: ScratchDesign, settings: TrainingSettings, compute: Compute, 
     return _Run(network, copy.deepcopy(network).eval(), optimizer)
 
 
-def _epoch(run: _Run, lesson: _Lesson, *, seed: int, until: float) -> float | None:
+def _epoch(run: _Run, lesson: _Lesson, watch: Watch, *, seed: int, until: float) -> float | None:
     """One pass over the rows to learn from: the mean loss, not finite if a batch's was not, None if time was over."""
     generator = torch.Generator().manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -244,7 +253,7 @@ def _epoch(run: _Run, lesson: _Lesson, *, seed: int, until: float) -> float | No
     for rows in np.array_split(order, lesson.steps):
         if time.monotonic() > until:
             return None
-        loss = _loss(run.network, lesson, rows, generator)
+        loss = _loss(run.network, lesson, rows, generator, watch)
         losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             return math.nan
@@ -253,7 +262,11 @@ def _epoch(run: _Run, lesson: _Lesson, *, seed: int, until: float) -> float | No
 
 
 def _loss(
-    network: ScratchNet, lesson: _Lesson, rows: Int64[np.ndarray, " b"], generator: torch.Generator
+    network: ScratchNet,
+    lesson: _Lesson,
+    rows: Int64[np.ndarray, " b"],
+    generator: torch.Generator,
+    watch: Watch,
 ) -> Tensor:
     """The loss of one batch: on views, mixed in pairs and with the teacher's word where the settings say so."""
     settings, compute = lesson.settings, lesson.compute
@@ -273,6 +286,7 @@ def _loss(
     wanted, smoothing = wanted.to(compute.device), settings.label_smoothing
     with torch.autocast(compute.device, torch.bfloat16, enabled=compute.bf16):
         logits = network.head(_dropped(network.embed(batch), settings.dropout, generator))
+        watch.see(logits, wanted)
         if lesson.teacher is not None:
             wanted, smoothing = _taught(lesson, batch, wanted), smoothing * (1 - TAUGHT)
     return nn.functional.cross_entropy(
@@ -321,8 +335,8 @@ def _gentler(good: _Run, run: _Run, epoch: int) -> _Run:
     return again
 
 
-def _check(network: ScratchNet, lesson: _Lesson) -> tuple[Float[np.ndarray, " b"], float]:
-    """Log loss of each row that was kept back, and the accuracy on them; NaN where there are none.
+def _check(network: ScratchNet, lesson: _Lesson) -> tuple[Float[np.ndarray, " b"], float, float]:
+    """Log loss of each row that was kept back, the accuracy and the score on them; NaN where there are none.
 
     The log losses are those at the best temperature, because the network will be given one: long before it learns no
     more, it is too sure of itself.
@@ -330,10 +344,10 @@ def _check(network: ScratchNet, lesson: _Lesson) -> tuple[Float[np.ndarray, " b"
     logits = logits_of(network, lesson.pixels, lesson.check, lesson.compute, bf16=lesson.compute.bf16)
     labels = torch.from_numpy(lesson.targets[lesson.check])
     if not len(labels) or not bool(logits.isfinite().all()):
-        return np.full(len(labels), np.nan), math.nan
+        return np.full(len(labels), np.nan), math.nan, math.nan
     scaled = logits.double() / best_temperature(logits, labels)
     losses = nn.functional.cross_entropy(scaled, labels, reduction="none").numpy()
-    return losses, float((logits.argmax(1) == labels).float().mean())
+    return losses, *judged(scaled.softmax(1), labels, lesson.criterion)
 
 
 def _temperature(network: ScratchNet, lesson: _Lesson) -> float:

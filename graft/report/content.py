@@ -93,7 +93,7 @@ def of(
         **_confusion(record),
         "per_class": _per_class(choice)[:rows],
         "preview": preview.preview(record.folder),
-        "curves": curves.section(record.candidates, chosen=choice.id if choice else None),
+        "curves": curves.section(record.candidates, metric, chosen=choice.id if choice else None, rows=rows),
         "work": seconds.section(record, metric),
         "frozen_depth": depth.section(record, metric),
         "plan": plan.section(record),

@@ -1,10 +1,11 @@
 """Training and validation curves of every candidate that was trained epoch by epoch, as small multiples.
 
-In: the candidates of a run. Out: per candidate its losses and its accuracy as `Markup`, a thin line per fold and a thick
-one for their mean, the epoch that was kept marked on each fold, and in words why training ended.
+In: the candidates of a run. Out: per candidate its losses and the study's metric as `Markup`, a thin line per fold and a
+thick one for their mean, the epoch that was kept marked on each fold, and in words why training ended. Where an older run
+knows no metric of an epoch, and where the metric is the loss itself, it is the accuracy.
 
-The mean is that of the folds that came so far, as long as they are at least half of them. At most `TRAINED` candidates
-are drawn; the others are named.
+The mean is that of the folds that came so far, as long as they are at least half of them. Of all candidates but the first
+`TRAINED` the mean alone is drawn, which keeps the page small; beyond `rows` they are named.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ LARGEST = 1e6  # beyond, it is no epoch, and no loss that a plot could show
 FOLD_POINTS, MEAN_POINTS = 48, 120
 WIDTH, HEIGHT = 300.0, 170.0
 Points = list[tuple[float, float]]
+Runs = Sequence[tuple[dict[str, Any], list[dict[str, Any]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,35 +43,53 @@ class Trained:
     chosen: bool
 
 
-def section(candidates: Sequence[Candidate], *, chosen: str | None) -> dict[str, Any]:
-    """What the template names: `trained`, the recommended one first, and the names of those that are not drawn."""
+def section(candidates: Sequence[Candidate], metric: str, *, chosen: str | None, rows: int) -> dict[str, Any]:
+    """What the template names: `trained`, the recommended one first, `more` to fold away, `others` by name alone."""
     with_curves = sorted((c for c in candidates if _epochs(c)), key=lambda c: c.id != chosen)
-    return {
-        "trained": [_trained(c, candidates, chosen=c.id == chosen) for c in with_curves[:TRAINED]],
-        "others": [c.id for c in with_curves[TRAINED:]],
-    }
+    drawn = [
+        _trained(c, candidates, metric, chosen=c.id == chosen, folds=FOLD_LINES if place < TRAINED else 0)
+        for place, c in enumerate(with_curves[:rows])
+    ]
+    others = [c.id for c in with_curves[rows:]]
+    return {"trained": drawn[:TRAINED], "more": drawn[TRAINED:], "others": others}
 
 
-def _epochs(candidate: Candidate) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _epochs(candidate: Candidate) -> Runs:
     """Every training of a candidate (a fold, or a fold and a member of an ensemble) that has epochs."""
     found = [(fold, [e for e in items(fold, "epochs") if isinstance(e, dict)]) for fold in candidate.curves]
     return [(fold, epochs) for fold, epochs in found if epochs]
 
 
-def _trained(candidate: Candidate, candidates: Sequence[Candidate], *, chosen: bool) -> Trained:
+def _trained(
+    candidate: Candidate, candidates: Sequence[Candidate], metric: str, *, chosen: bool, folds: int
+) -> Trained:
+    """`folds`: of how many folds there is a line of its own."""
     runs = _epochs(candidate)
     title, detail = _name(candidate, candidates)
-    losses = [*_panel(runs, "train_loss", "quiet"), *_panel(runs, "validation_loss", "choice")]
-    accuracies = _panel(runs, "validation_accuracy", "choice")
+    field, name = _measure(runs, metric)
+    losses, scores = _both(runs, "loss", folds), _both(runs, field, folds)
     panels = [
-        _drawn(lines, f"{name} of {title} over the epochs", name, bottom=bottom)
-        for lines, name, bottom in (
-            (losses, "log loss", not accuracies),
-            (accuracies, "accuracy", True),
-        )
+        _drawn(lines, f"{shown} of {title} over the epochs", shown, bottom=bottom)
+        for lines, shown, bottom in ((losses, "log loss", not scores), (scores, name, True))
         if lines
     ]
     return Trained(title, detail, panels, _caption(runs), chosen)
+
+
+def _measure(runs: Runs, metric: str) -> tuple[str, str]:
+    """What is drawn beside the loss, as it is called in an epoch and for people."""
+    known = any(number(epoch.get("train_metric")) is not None for _, epochs in runs for epoch in epochs)
+    if known and metric != "log_loss":
+        return "metric", wording.METRICS.get(metric, metric)
+    return "accuracy", wording.METRICS["accuracy"]
+
+
+def _both(runs: Runs, field: str, folds: int) -> list[plots.Line]:
+    """The lines of training, and above them those of validation."""
+    return [
+        *_panel(runs, f"train_{field}", "quiet", folds),
+        *_panel(runs, f"validation_{field}", "choice", folds),
+    ]
 
 
 def _name(candidate: Candidate, candidates: Sequence[Candidate]) -> tuple[str, str]:
@@ -82,17 +102,15 @@ def _name(candidate: Candidate, candidates: Sequence[Candidate]) -> tuple[str, s
     return candidate.backbone, candidate.id.rpartition("+")[2] if "+" in candidate.id else ""
 
 
-def _panel(
-    runs: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], field: str, kind: str
-) -> list[plots.Line]:
-    """Thin lines of the folds beneath the thick one of their mean; only those of validation have marks."""
+def _panel(runs: Runs, field: str, kind: str, folds: int) -> list[plots.Line]:
+    """Thin lines of `folds` folds beneath the thick one of their mean; only those of validation have marks."""
     rows = [(fold, _points(epochs, field)) for fold, epochs in runs]
     rows = [(fold, points) for fold, points in rows if points]
     if not rows:
         return []
     told = field.replace("_", " ")
     thin = []
-    for fold, points in rows[:FOLD_LINES] if len(rows) > 1 else ():
+    for fold, points in rows[:folds] if len(rows) > 1 else ():
         name = f"fold {fold.get('fold')}, {told}"
         thin.append(
             plots.Line(
@@ -102,7 +120,8 @@ def _panel(
     mean = _mean([points for _, points in rows])
     name = f"mean of {len(rows)} folds, {told}" if len(rows) > 1 else f"fold {rows[0][0].get('fold')}, {told}"
     only = _best(*rows[0], kind) if len(rows) == 1 else None
-    return [*thin, plots.Line(_thinned(mean, MEAN_POINTS), name, kind=f"bare mean {kind}", best=only)]
+    most = MEAN_POINTS if folds else FOLD_POINTS
+    return [*thin, plots.Line(_thinned(mean, most), name, kind=f"bare mean {kind}", best=only)]
 
 
 def _points(epochs: Sequence[dict[str, Any]], field: str) -> Points:
@@ -147,7 +166,7 @@ def _drawn(lines: Sequence[plots.Line], described: str, name: str, *, bottom: bo
     )
 
 
-def _caption(runs: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]]) -> str:
+def _caption(runs: Runs) -> str:
     """Which epochs were kept, of how many, and what ended the training."""
     parts = []
     kept = [int(best) for fold, _ in runs if (best := number(fold.get("best_epoch"))) is not None]

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from graft.errors import RunError
-from graft.report.wording import INPUTS, number
+from graft.report.wording import FITS, INPUTS, STRATEGIES, number
 
 Interval = tuple[float, float]
 ISSUE_ROWS = 50
@@ -32,7 +32,10 @@ READ_ROWS = 16_384
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One measured candidate; costs in bytes, milliseconds and seconds, None where they are not known."""
+    """One measured candidate; costs in bytes, milliseconds and seconds, None where they are not known.
+
+    `size` of its images in pixels; `shown`: in words how they are fitted into it, where that is unusual.
+    """
 
     id: str
     backbone: str
@@ -61,11 +64,23 @@ class Candidate:
     curves: tuple[dict[str, Any], ...]
     input: str | None = None
     cut: str | None = None
+    size: float | None = None
+    shown: tuple[str, ...] = ()
 
     @property
     def input_name(self) -> str:
         """What the network is shown, in words."""
         return INPUTS.get(self.input or "", self.input or "")
+
+    @property
+    def learns(self) -> str:
+        """What was done to the network, in words: from which depth it was tuned, how it was made smaller."""
+        words = STRATEGIES.get(self.strategy, self.strategy)
+        if self.strategy == "partial" and self.cut:
+            return f"fine-tuned above {self.cut}"
+        if self.strategy == "shrunk" and "+" in self.id:
+            return f"{words}: {', '.join(self.id.split('+')[1:])}"
+        return words
 
     @property
     def short(self) -> str:
@@ -128,7 +143,9 @@ def read(folder: Path) -> Run:
         environment={**mapping(record, "environment"), **mapping(study, "environment")},
         command=text(settings, "command") or text(record, "command"),
         root=Path(root) if root else None,
-        candidates=tuple(_candidate(row) for row in items(study, "candidates") if isinstance(row, dict)),
+        candidates=_told_apart(
+            [_candidate(row) for row in items(study, "candidates") if isinstance(row, dict)]
+        ),
         remarks=remarks,
         remark_counts=counts,
         predictions=_predictions(folder / "predictions.parquet", chosen, class_names(study)),
@@ -207,8 +224,28 @@ def _candidate(row: dict[str, Any]) -> Candidate:
         complete=row.get("complete") is not False,
         curves=tuple(entry for entry in items(row, "curves") if isinstance(entry, dict)),
         input=text(mapping(row, "input"), "kind"),
+        size=number(at(row, "input", "size")),
         cut=row["cut"] if isinstance(row.get("cut"), str) else None,
     )
+
+
+def _told_apart(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates; each says (`shown`) where its images are fitted other than most, or larger than its network's."""
+    fits = Counter(c.fit for c in candidates if c.fit)
+    sizes: dict[str, Counter[float]] = defaultdict(Counter)
+    for c in candidates:
+        if c.size is not None:
+            sizes[c.backbone][c.size] += 1
+    return tuple(replace(c, shown=_unusual(c, fits, sizes[c.backbone])) for c in candidates)
+
+
+def _unusual(candidate: Candidate, fits: Counter[str], sizes: Counter[float]) -> tuple[str, ...]:
+    words = []
+    if candidate.fit and candidate.fit != fits.most_common(1)[0][0]:
+        words.append(FITS.get(candidate.fit, candidate.fit))
+    if candidate.size is not None and candidate.size != sizes.most_common(1)[0][0]:
+        words.append(f"{candidate.size:.0f} px")
+    return tuple(words)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

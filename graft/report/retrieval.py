@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from graft.report.reading import Run, at, items, mapping, text
+from graft.report.reading import Candidate, Run, at, items, mapping, text
 from graft.report.wording import number
 
 MOST_COLUMNS = 4
@@ -29,6 +29,7 @@ def section(record: Run, *, rows: int) -> dict[str, Any] | None:
     names = [name for name in items(told, "classes") if isinstance(name, str)]
     if not listed or not names:
         return None
+    unchanged = {c.id for c in record.candidates if _kept_frozen(c)}
     columns = [items(row, "by_class") for row in listed]
     classes = [
         ClassRow(name, tuple(_value(column, place) for column in columns)) for place, name in enumerate(names)
@@ -38,10 +39,17 @@ def section(record: Run, *, rows: int) -> dict[str, Any] | None:
         "sentence": text(told, "sentence"),
         "queries": number(at(told, "queries")),
         "gallery": number(at(told, "gallery")),
+        "unchanged": [name for row in listed if (name := text(row, "id")) in unchanged],
         "features": [(text(row, "id") or "", number(at(row, "mean"))) for row in listed],
         "classes": classes[:rows],
         "more": max(0, len(classes) - rows),
     }
+
+
+def _kept_frozen(candidate: Candidate) -> bool:
+    """Whether tuning on the first fold, whose images are the queries, kept the network that it began with."""
+    first = next((curve for curve in candidate.curves if number(curve.get("fold")) == 0), {})
+    return candidate.strategy in ("partial", "full") and number(first.get("best_epoch")) == 0
 
 
 def _value(column: list[Any], place: int) -> float | None:

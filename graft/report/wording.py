@@ -34,7 +34,10 @@ STRATEGIES = {
     "full": "fine-tuned in all stages",
     "random": "with random weights, frozen",
     "ensemble": "the mean of several",
+    "shrunk": "made smaller",
 }
+
+FITS = {"crop": "cropped", "squash": "squashed"}
 
 INPUTS = {
     "rgb": "colour",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SHARES = (0.25, 0.5, 1.0)
 DRAWS = 1_000
 DEADLINE_SHARE = 0.6  # of what is left of the budget, for the training on all images; less for a part of them
-ENDED = "The budget ended before it was measured how many images are needed."
+NOT_MEASURED = "before it was measured how many images are needed."
 LEAST_IMAGES = 2  # of a class in every subset, where it has two pictures that are different
 
 Strategy = Literal["transfer", "scratch"]
@@ -130,7 +130,7 @@ def _transferred(frame: Frame, trial: Trial, folds: Sequence[int]) -> Generator[
             known = frame.journal.fold(key, fold)
             if known is None:
                 if frame.remaining_seconds() <= 0:
-                    yield Event("notice", ENDED)
+                    yield Event("notice", f"{frame.ended} {NOT_MEASURED}")
                     return None
                 if features is None:
                     features = activations_of(frame, trial)[1].tap(trial.tap_index).astype(np.float32)
@@ -181,7 +181,7 @@ def _from_scratch(frame: Frame, trial: Trial, *, kept_seconds: float) -> Generat
                 break
             small[share, fold] = found
         if len(small) < len(SHARES) - 1:
-            yield Event("notice", ENDED)
+            yield Event("notice", f"{frame.ended} {NOT_MEASURED}")
             break
         measured |= small
         folds.append(fold)

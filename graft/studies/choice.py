@@ -29,6 +29,7 @@ from graft.judging.uncertainty import (
     estimate,
     paired,
     tied,
+    too_few,
 )
 from graft.studies.frame import Trial
 from graft.studies.predictions import measured
@@ -198,7 +199,7 @@ def _compared_on(
     found, most = everything, 0.0
     for trial in unfinished:
         rows = measured(trial)
-        if not rows.any():
+        if not rows.any() or too_few(targets[rows], groups[rows]):
             continue
         draws = _draws(targets[rows], groups[rows], seed=seed)
         ahead = paired(metric, trial.probabilities[rows], best[rows], targets[rows], draws)

@@ -289,12 +289,15 @@ def sentence(metric: str, trial: Trial | None, single: Trial, ahead: Difference,
     if trial is None:
         return f"No ensemble is worth it: greedy selection among {candidates} candidates takes one of them alone."
     shown = METRICS[metric]
-    verb = "gain" if ahead.estimate >= 0 else "lose"
-    span = f"{shown.difference_text(ahead.low)} to {shown.difference_text(ahead.high)}"
+    worth = shown.difference_text(abs(ahead.estimate)).lstrip("+")
+    nothing = shown.difference_text(0.0).lstrip("+")
+    span = f"95 % interval of the difference: {shown.difference_text(ahead.low)} to {shown.difference_text(ahead.high)}"
+    if worth == nothing or ahead.estimate < 0:
+        does = "scores the same" if worth == nothing else f"loses {worth} of {shown.label}"
+        return f"No ensemble gains anything: the one selected, of {len(trial.about['ensemble'])}, {does} against {name} ({span})."
     doubt = ", which may be nothing" if ahead.touches_zero else ""
     return (
-        f"An {trial.recipe.name} would {verb} {shown.difference_text(abs(ahead.estimate)).lstrip('+')} of {shown.label} "
-        f"against {name} (95 % interval of the difference: {span}){doubt}, for "
+        f"An {trial.recipe.name} would gain {worth} of {shown.label} against {name} ({span}){doubt}, for "
         f"{_times(trial.model_bytes, single.model_bytes):.1f} times the bytes."
     )
 

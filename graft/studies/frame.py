@@ -37,7 +37,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """The same images, folds and budget for every trial. Once `halt` is set, the budget has ended."""
+    """The same images, folds and budget for every trial. Once the user sets `halt`, no time is left."""
 
     settings: Settings
     dataset: Dataset
@@ -77,6 +77,11 @@ class Frame:
         """The development rows of all other folds."""
         assignment = self.folds.assignment
         return np.flatnonzero((assignment >= 0) & (assignment != fold))
+
+    @property
+    def ended(self) -> str:
+        """What ended the study before everything was measured: the beginning of a sentence."""
+        return "The study was stopped by hand" if self.halt.is_set() else "The budget ended"
 
     def remaining_seconds(self) -> float:
         """What is left of the budget."""

@@ -21,7 +21,7 @@ from graft.backbones.inputs import input_word
 from graft.compute import environment as environment
 from graft.errors import RunError
 from graft.judging.metrics import METRICS, confusion, per_class, scores
-from graft.judging.uncertainty import Difference, Estimate, bootstrap, draw_weights, estimate, paired
+from graft.judging.uncertainty import Difference, Estimate, bootstrap, draw_weights, estimate, paired, too_few
 from graft.store import write_atomically
 from graft.store import write_json as write_json
 from graft.studies.choice import Choice
@@ -162,7 +162,7 @@ def _candidate(
             else estimate(name, probabilities, targets, groups_own, own)
         )
         for name in names
-        if done.any()
+        if done.any() and (trial.complete or not too_few(targets, groups_own))
     }
     difference = choice.differences[position]
     recipe = trial.recipe
@@ -244,6 +244,7 @@ def scratch_against_transfer(frame: Frame, trials: Sequence[Trial], choice: Choi
     best = max(transferred, key=lambda i: (metric.sign * (choice.scores[i] or 0.0), -i), default=None)
     transfer = trials[best] if best is not None else None
     difference: Difference | None = None
+    few: int | None = None
     if scratch is not None and transfer is not None:
         rows = measured(scratch)
         targets, groups = frame.targets[rows], frame.dataset.groups[frame.rows][rows]
@@ -251,12 +252,19 @@ def scratch_against_transfer(frame: Frame, trials: Sequence[Trial], choice: Choi
         difference = paired(
             metric.name, transfer.probabilities[rows], scratch.probabilities[rows], targets, draws
         )
+        few = len(targets) if too_few(targets, groups) else None
     return {
         "difference": difference.estimate if difference else None,
-        "interval": [difference.low, difference.high] if difference else None,
+        "interval": [difference.low, difference.high] if difference and few is None else None,
         "metric": metric.name,
         "sentence": scratch_sentence(
-            transfer, scratch, difference, metric=metric.name, only=frame.settings.only
+            transfer,
+            scratch,
+            difference,
+            metric=metric.name,
+            only=frame.settings.only,
+            few=few,
+            ended=frame.ended,
         ),
         "scratch": scratch.recipe.name if scratch else None,
         "transfer": transfer.recipe.name if transfer else None,

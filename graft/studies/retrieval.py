@@ -47,7 +47,8 @@ def retrieval_facts(frame: Frame, done: Progress) -> dict[str, Any] | None:
     for trial in done.trials:
         known = frame.journal.fold(trial.recipe.key, 0)
         if trial.recipe.strategy in ("partial", "full") and known is not None and "retrieval" in known[0]:
-            rows.append(_row(trial, known[0]["retrieval"]))
+            unchanged = known[0]["curve"]["best_epoch"] == 0
+            rows.append({**_row(trial, known[0]["retrieval"]), "unchanged": unchanged})
     rows = [rows[0], *sorted(rows[1:], key=lambda row: -row["mean"])]
     return {
         "queries": len(frame.held_out(0)),
@@ -91,4 +92,8 @@ def _sentence(rows: Sequence[dict[str, Any]]) -> str:
     frozen = f"Asked for images of the same class, the features of {rows[0]['id']} find them with a mean average precision of {rows[0]['mean']:.3f}"
     if len(rows) == 1:
         return f"{frozen}."
-    return f"{frozen}; tuned, those of {rows[1]['id']} with {rows[1]['mean']:.3f}."
+    best = rows[1]
+    if best["unchanged"]:
+        why = "no epoch of tuning was better than the frozen network"
+        return f"{frozen}; those of {best['id']}, with {best['mean']:.3f}, are the backbone's own, because {why}."
+    return f"{frozen}; tuned, those of {best['id']} with {best['mean']:.3f}."

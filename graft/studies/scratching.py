@@ -21,7 +21,8 @@ from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels
 from graft.judging.cost import latency_ms
 from graft.store import content_key
-from graft.studies.frame import Event, Frame, Trial
+from graft.studies.epochs import epoch_facts
+from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.probe import LATENCY_THREADS
 from graft.studies.recipe import Recipe
 from graft.studies.symmetry import shown
@@ -67,7 +68,7 @@ def scratching(
         if known is None:
             if frame.remaining_seconds() <= kept_seconds and fold:
                 yield Event(
-                    "notice", f"The budget ended after {fold} of {frame.folds.count} folds from scratch."
+                    "notice", f"{frame.ended} after {fold} of {frame.folds.count} folds from scratch."
                 )
                 break
             # One share more than folds is left for fitting on all images and packing.
@@ -163,7 +164,7 @@ def _training(
 ) -> Generator[Event, None, tuple[Trained, dict[str, Any]]]:
     from graft.learning.training import train
 
-    epochs: list[dict[str, Any]] = []
+    epochs: list[dict[str, float | int | None]] = []
     work = train(
         open_pixels(frame.dataset, recipe.geometry, store=frame.store),
         frame.dataset.targets,
@@ -174,6 +175,7 @@ def _training(
         compute=frame.compute,
         seed=1000 * frame.settings.seed + seed,
         deadline_seconds=deadline_seconds,
+        criterion=criterion(frame.settings.metric),
     )
     while True:
         try:
@@ -188,7 +190,7 @@ def _training(
                 "temperature": trained.temperature,
             }
             return trained, {"epochs": epochs, **facts}
-        epochs.append({name: _number(value) for name, value in asdict(epoch).items()})
+        epochs.append(epoch_facts(epoch, frame.settings.metric))
         yield Event(
             "progress", text, epoch.number, epoch.planned, remaining_seconds=frame.remaining_seconds()
         )
@@ -254,8 +256,3 @@ def scratch_costs(frame: Frame, design: ScratchDesign) -> tuple[int, int, float]
             key, {"parameters": parameters(model), "bytes": len(content), "latency_ms": latency}
         )
     return int(stored.facts["parameters"]), int(stored.facts["bytes"]), float(stored.facts["latency_ms"])
-
-
-def _number(value: Any) -> Any:
-    """JSON knows no NaN."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value

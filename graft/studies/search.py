@@ -119,6 +119,9 @@ def _climb(
     for name, rung in _rungs(frame, planned, done, ahead, alone=alone):
         again = not alone or frame.journal.find(RUNG, {"name": name}) is not None
         yield from _in_time(frame, done, name, rung, again=again)
+    if frame.halt.is_set():
+        frame.journal.append("stopped", {})
+        yield from tell(done, f"{frame.ended}: what was not measured by then is missing.")
     return (yield from ending(frame, done, command))
 
 
@@ -266,6 +269,7 @@ def finishing(
         "plan": done.plan,
         "retrieval": retrieval_facts(frame, done),
         **done.extras,
+        "stopped_by_hand": frame.halt.is_set(),
         "notices": done.notices,
         "environment": results.environment(),
     }

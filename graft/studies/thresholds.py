@@ -209,7 +209,5 @@ def sentence(rule: Threshold, label: str) -> str:
         return (
             f"The more probable class is the answer: no other threshold does better on all images ({worth})."
         )
-    return (
-        f"The more probable class is the answer: the best threshold for {label}, {rule.value:.2f}, is not better beyond "
-        f"doubt ({worth})."
-    )
+    verdict = "does worse on the other folds" if rule.gain.high < 0 else "is not better beyond doubt"
+    return f"The more probable class is the answer: the best threshold for {label}, {rule.value:.2f}, {verdict} ({worth})."

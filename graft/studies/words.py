@@ -61,11 +61,21 @@ def scratch_sentence(
     *,
     metric: str,
     only: str | None,
+    few: int | None = None,
+    ended: str = "The budget ended",
 ) -> str:
-    """From scratch against transfer, answered in words in every case."""
+    """From scratch against transfer, answered in words in every case.
+
+    `few`: the number of images that both predicted, where they are too few for an interval. `ended`: what ended the
+    study, as `Frame.ended` says it.
+    """
     shown = METRICS[metric]
     if scratch is None:
-        why = f"--only {only}" if only in ("frozen", "finetuned") else "the budget ended before it"
+        why = (
+            f"--only {only}"
+            if only in ("frozen", "finetuned")
+            else f"{ended[0].lower()}{ended[1:]} before it"
+        )
         return f"From scratch against transfer was not measured: no network was trained from scratch ({why})."
     if transfer is None:
         why = "--only scratch" if only == "scratch" else "no pre-trained weights could be had"
@@ -78,11 +88,17 @@ def scratch_sentence(
     names = f"({transfer.recipe.name} against the small CNN)"
     cut_short = ""
     if not scratch.complete:
-        cut_short = (
-            " The budget ended before every fold was trained from scratch; only finished folds are compared."
-        )
+        cut_short = f" {ended} before every fold was trained from scratch; only finished folds are compared."
     elif any(curve.get("stopped") == "deadline" for curve in scratch.curves):
-        cut_short = " The budget cut the training from scratch short; with more time it may do better."
+        cut_short = f" {ended} before the training from scratch did; with more time it may do better."
+    if few is not None:
+        ahead, behind = ("transfer", "training from scratch")[:: 1 if difference.estimate >= 0 else -1]
+        return (
+            f"Whether transfer or training from scratch is better cannot be judged from so few images: on the {few} that "
+            f"both predicted, most of them the only one of their class, {ahead} is "
+            f"{shown.difference_text(abs(difference.estimate)).lstrip('+')} of {shown.label} ahead of {behind} "
+            f"{names}.{cut_short}"
+        )
     if difference.touches_zero:
         return f"Transfer and training from scratch cannot be told apart: they differ {facts} {names}.{cut_short}"
     winner = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -90,6 +91,8 @@ def test_the_sentence_tells_the_numbers_and_what_is_missing() -> None:
     some = position(slope=None, depth=LAST, familiarity=None, overlap=None).sentence
     assert "How much more images would help was not measured." in some
     assert "Not measured: the classifier's confidence, the overlap of the classes." in some
+    level = position(slope=None, depth=replace(LAST, lead=0.0), familiarity=None, overlap=None).sentence
+    assert "no better than the best of the others" in level and "+0.0" not in level
     assert "unknown" in position(slope=None, depth=None, familiarity=None, overlap=None).sentence
 
 

@@ -19,6 +19,7 @@ from graft.judging.uncertainty import (
     interval,
     paired,
     tied,
+    too_few,
     wilson,
 )
 
@@ -318,3 +319,30 @@ def test_intervals_of_shares_equal_scipy(n: int, data: st.DataObject) -> None:
 
 def test_a_share_of_nothing_can_be_anything() -> None:
     assert wilson(0, 0) == clopper_pearson(0, 0) == (0.0, 1.0)
+
+
+def test_one_answer_for_every_image_is_not_certain() -> None:
+    y = np.repeat([0, 1], [40, 6])
+    groups = np.arange(46)
+    draws = draw_weights(y, groups, draws=200, seed=0)
+    always = np.eye(2, dtype=np.float32)[np.zeros(46, int)]
+    for metric in ("macro_f1", "accuracy", "balanced_accuracy"):
+        found = estimate(metric, always, y, groups, draws)
+        assert found.low < found.value < found.high and found.low >= 0 and found.high <= 1
+
+
+def test_what_decides_as_the_best_differs_from_it_by_what_was_not_seen() -> None:
+    p, y = problem(60, 3, seed=0)
+    draws = draw_weights(y, np.arange(60), draws=100, seed=0)
+    bolder = p**2 / (p**2).sum(axis=1, keepdims=True)
+    first, second = tied("macro_f1", [p, bolder], y, draws)
+    assert (first.low, first.high) == (0, 0)
+    assert second.estimate == 0 and second.low == -second.high < 0
+
+
+def test_single_images_of_most_classes_are_too_few() -> None:
+    one_each = np.arange(9)
+    assert too_few(one_each, one_each)
+    assert too_few(np.repeat(np.arange(9), 2), np.repeat(np.arange(9), 2))  # near-duplicates count once
+    assert not too_few(np.repeat(np.arange(9), 2), np.arange(18))
+    assert not too_few(np.array([0, 0, 0, 1, 2]), np.arange(5))

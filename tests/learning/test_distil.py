@@ -33,12 +33,13 @@ def taught(*, contrary: bool = False) -> Taught:
 
 def learned(lesson: Taught, settings: DistilSettings = SETTINGS) -> Trained:
     work = distil(lesson, design=DESIGN, settings=settings, compute=CPU, seed=1)
-    numbers = []
+    epochs = []
     while True:
         try:
-            numbers.append(next(work).number)
+            epochs.append(next(work))
         except StopIteration as finished:
-            assert numbers == list(range(1, settings.views // 40 + 1))
+            assert [epoch.number for epoch in epochs] == list(range(1, settings.views // 40 + 1))
+            assert all(0 <= epoch.train_accuracy <= 1 for epoch in epochs)
             return finished.value
 
 

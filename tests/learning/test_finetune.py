@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,17 @@ import numpy as np
 import pytest
 import torch
 from made_cuts import CPU, Made, images, made
+from safetensors import safe_open
 
 from graft.errors import GraftError
 from graft.images.views import Augmentation
-from graft.learning import ridge
+from graft.learning import checkpoint, ridge
 from graft.learning.finetune import Tuned, TuneSettings, planned_epochs, predict, tune
 from graft.learning.inner import kept_back
 from graft.learning.loop import Epoch
 from graft.learning.prefix import CachedViews, LiveViews, Source, fixed_view, prefix_maps
 from graft.learning.range_test import FARTHEST, find_rate, with_rate
+from graft.learning.watching import Watch
 
 STILL = Augmentation((), 0.8, 0.0, 0.0)
 ROWS, OTHERS = np.arange(44), np.arange(44, 60)
@@ -39,6 +42,7 @@ def start(
     features: bool = True,
     kept_in: Path | None = None,
     deadline_seconds: float | None = None,
+    criterion: ridge.Criterion | None = None,
 ) -> Generator[Epoch, None, Tuned]:
     return tune(
         part.cutting,
@@ -53,6 +57,7 @@ def start(
         seed=0,
         kept_in=kept_in,
         deadline_seconds=deadline_seconds,
+        criterion=criterion,
     )
 
 
@@ -111,6 +116,34 @@ def test_it_starts_from_the_ridge_head() -> None:
     plain = LiveViews(part.pixels, Augmentation((), 1.0, 0.0, 0.0), part.cutting, CPU)
     unmoved, _ = finish(start(part, settings, source=PlainOnly(plain)))
     assert unmoved[0].train_loss == pytest.approx(own, rel=0.02, abs=0.01)
+
+
+def test_an_epoch_tells_the_accuracy_and_the_score_of_both_parts() -> None:
+    part = made("layer3")
+    learn, check = kept_back(part.targets, np.arange(60), ROWS, share=0.15, seed=0)
+    head = ridge.fit(part.features[learn], part.targets[learn], classes=2)
+    settings = replace(SHORT, epochs=1, trunk_rate=1e-12, head_rate=1e-12, balance="none", batch_size=16)
+    plain = LiveViews(part.pixels, Augmentation((), 1.0, 0.0, 0.0), part.cutting, CPU)
+
+    def errors(probabilities: np.ndarray, targets: np.ndarray) -> float:
+        return -float((probabilities.argmax(1) != targets).sum())
+
+    (epoch,), _ = finish(start(part, settings, source=PlainOnly(plain), criterion=errors))
+    for rows, accuracy, score in (
+        (learn, epoch.train_accuracy, epoch.train_score),
+        (check, epoch.validation_accuracy, epoch.validation_score),
+    ):
+        wrong = int((head.probabilities(part.features[rows]).argmax(1) != part.targets[rows]).sum())
+        assert score == -wrong and accuracy == pytest.approx(1 - wrong / len(rows))
+    (blind,), _ = finish(start(part, settings))
+    assert np.isnan(blind.train_score) and np.isnan(blind.validation_score) and blind.train_accuracy > 0.5
+
+
+def test_a_mixed_pair_counts_as_its_larger_share() -> None:
+    watch = Watch(None)
+    watch.see(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.tensor([[0.7, 0.3], [0.4, 0.6]]))
+    watch.see(torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
+    assert watch.judged()[0] == pytest.approx(2 / 3)
 
 
 def test_epoch_0_is_kept_when_training_only_hurts() -> None:
@@ -178,6 +211,23 @@ def test_a_killed_tuning_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     epochs, resumed = finish(start(part, kept_in=place))
     assert same(resumed, whole)
     assert [epoch.train_loss for epoch in epochs] == [epoch.train_loss for epoch in whole_epochs]
+
+
+def test_a_checkpoint_from_before_an_epoch_told_its_scores_goes_on(tmp_path: Path) -> None:
+    part, place = made("layer3"), tmp_path / "one.tune.safetensors"
+    whole, _ = finish(start(part))
+    work = start(part, kept_in=place)
+    next(work)
+    work.close()
+    with safe_open(place, framework="pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iteration)
+    for name in ("train_accuracy", "train_score", "validation_score"):
+        del facts["epochs"][0][name]
+    checkpoint.save(place, facts, tensors)
+    (first, *others), _ = finish(start(part, kept_in=place))
+    assert np.isnan(first.train_accuracy) and first.train_loss == whole[0].train_loss
+    assert [epoch.train_accuracy for epoch in others] == [epoch.train_accuracy for epoch in whole[1:]]
 
 
 def test_a_checkpoint_of_another_training_or_a_damaged_one_is_not_taken(tmp_path: Path) -> None:

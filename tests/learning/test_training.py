@@ -20,6 +20,7 @@ from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.views import Augmentation
 from graft.learning.inner import class_weights, kept_back
+from graft.learning.ridge import Criterion
 from graft.learning.scratch_settings import ENOUGH_EPOCHS, planned_multiply_adds, settled, waiting_epochs
 from graft.learning.training import (
     Epoch,
@@ -67,6 +68,7 @@ def start(
     seed: int = 0,
     deadline_seconds: float | None = None,
     augmentation: Augmentation | None = STILL,
+    criterion: Criterion | None = None,
 ) -> Generator[Epoch, None, Trained]:
     return train(
         pixels,
@@ -79,6 +81,7 @@ def start(
         seed=seed,
         deadline_seconds=deadline_seconds,
         augmentation=augmentation,
+        criterion=criterion,
     )
 
 
@@ -107,6 +110,23 @@ def test_it_learns_and_calls_are_calibrated() -> None:
     assert epochs[-1].train_loss < epochs[0].train_loss
     assert trained.best_epoch >= 1 + int(np.argmin([epoch.validation_loss for epoch in epochs]))
     assert (trained.stopped, trained.epochs_run) == ("epochs", 12)
+
+
+def test_an_epoch_tells_the_accuracy_and_the_score_of_both_parts() -> None:
+    pixels, targets = stripes()
+
+    def errors(probabilities: np.ndarray, targets: np.ndarray) -> float:
+        return -float((probabilities.argmax(1) != targets).sum())
+
+    settings = replace(SHORT, epochs=12, mixup=0.2)
+    epochs, _ = finish(start(pixels, targets, np.arange(72), settings, criterion=errors))
+    learn, check = kept_back(targets, np.arange(96), np.arange(72), share=settings.validation_share, seed=0)
+    for epoch in epochs:
+        assert epoch.train_accuracy == pytest.approx(1 + epoch.train_score / len(learn))
+        assert epoch.validation_accuracy == pytest.approx(1 + epoch.validation_score / len(check))
+    assert epochs[-1].train_accuracy > max(0.8, epochs[0].train_accuracy)
+    fixed, _ = run(pixels, targets, np.arange(72), replace(SHORT, validation_share=0.0))
+    assert math.isnan(fixed[0].validation_accuracy) and math.isnan(fixed[0].train_score)
 
 
 def test_the_softmax_of_the_network_is_the_prediction() -> None:

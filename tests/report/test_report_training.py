@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tuned_study import curve, tuned_study, write
 
-from graft.report import curves, depth, page, plan, plots, reading, seconds
+from graft.report import curves, depth, page, plan, plots, reading, retrieval, seconds
 
 NB = "\N{NO-BREAK SPACE}"
 GOLDEN = Path(__file__).parent.parent / "golden" / "study-v1.json"
@@ -121,13 +121,15 @@ def test_depths_have_names(cut: str, tap: str, words: str) -> None:
 
 
 def test_curves_have_a_line_per_fold_their_mean_and_the_kept_epoch(run: reading.Run) -> None:
-    found = curves.section(run.candidates, chosen="net/head+tuned:b1")
+    found = curves.section(run.candidates, "macro_f1", chosen="net/head+tuned:b1", rows=60)
     first, second, scratch = found["trained"]
     assert (first.title, first.detail, first.chosen) == ("net", "last stage, read at head", True)
-    loss, accuracy = map(str, first.panels)
-    assert loss.count("line bare thin choice") == loss.count("line bare thin quiet") == 5
-    assert loss.count("line bare mean") == 2 and accuracy.count("line bare mean") == 1
-    assert accuracy.count('class="best"') == 4  # epoch 0, of fold 0, has no place on the axis
+    loss, score = map(str, first.panels)
+    for panel, name in ((loss, "log loss"), (score, "macro-F1")):
+        assert f"{name} of net over the epochs" in panel
+        assert panel.count("line bare thin choice") == panel.count("line bare thin quiet") == 5
+        assert panel.count("line bare mean") == 2
+        assert panel.count('class="best"') == 4  # epoch 0, of fold 0, has no place on the axis
     assert first.caption == (
         "Kept: epoch 0, 1, 2, 3, 4 of 8 planned (0: the head it started from). Ended by the last epoch."
     )
@@ -137,35 +139,91 @@ def test_curves_have_a_line_per_fold_their_mean_and_the_kept_epoch(run: reading.
 def test_the_mean_ends_where_fewer_than_half_of_the_folds_go_on() -> None:
     folds = [curve(fold, epochs=epochs, best=1) for fold, epochs in enumerate((3, 3, 9))]
     candidate = reading._candidate({"id": "s", "strategy": "scratch", "curves": folds})
-    (trained,) = curves.section([candidate], chosen=None)["trained"]
+    (trained,) = curves.section([candidate], "macro_f1", chosen=None, rows=60)["trained"]
     lengths = [
         path.count("L") + 1
         for path in re.findall(r"mean of 3 folds[^<]*</title><path d=\"([^\"]+)", str(trained.panels[1]))
     ]
-    assert lengths == [3]
+    assert lengths == [3, 3]
 
 
 def test_long_curves_are_thinned_but_keep_their_end() -> None:
     one = reading._candidate(
         {"id": "s", "strategy": "scratch", "curves": [curve(0, epochs=301, best=77, stopped="patience")]}
     )
-    (trained,) = curves.section([one], chosen=None)["trained"]
-    (path,) = re.findall(r'<path d="(M[^"]+L[^"]+)"/>', str(trained.panels[1]))
+    (trained,) = curves.section([one], "macro_f1", chosen=None, rows=60)["trained"]
+    _, path = re.findall(r'<path d="(M[^"]+L[^"]+)"/>', str(trained.panels[1]))
     assert 100 <= path.count("L") <= curves.MEAN_POINTS
     assert 'class="best"' in trained.panels[1] and "no gain for many epochs" in trained.caption
     assert path.rsplit("L", 1)[1].startswith(f"{curves.WIDTH - plots.RIGHT:.1f}")
 
 
-def test_of_many_trained_candidates_twelve_are_drawn_and_the_others_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
+def test_older_runs_and_a_metric_that_is_the_loss_have_the_accuracy(metric: str) -> None:
+    folds = [curve(fold, epochs=5, best=2) for fold in range(2)]
+    for epoch in (epoch for fold in folds for epoch in fold["epochs"] if metric == "macro_f1"):
+        del epoch["train_metric"], epoch["validation_metric"]
+    old = reading._candidate({"id": "s", "strategy": "scratch", "curves": folds})
+    (trained,) = curves.section([old], metric, chosen=None, rows=60)["trained"]
+    _, accuracy = map(str, trained.panels)
+    assert "accuracy of From scratch" in accuracy and "validation accuracy" in accuracy
+
+
+def test_every_trained_candidate_is_drawn_the_first_twelve_with_their_folds(tmp_path: Path) -> None:
     study = tuned_study()
     runs = [curve(fold, epochs=60, best=1) for fold in range(12)]
     more = [{"id": f"<i>{index}", "strategy": "full", "cut": "", "curves": runs} for index in range(14)]
     study["candidates"] += more
-    found = curves.section(read(tmp_path / "run", study).candidates, chosen=None)
-    assert len(found["trained"]) == curves.TRAINED and len(found["others"]) == 17 - curves.TRAINED
+    candidates = read(tmp_path / "run", study).candidates
+    found = curves.section(candidates, "macro_f1", chosen=None, rows=60)
+    assert (len(found["trained"]), len(found["more"]), found["others"]) == (12, 17 - 12, [])
+    folded = str(found["more"][-1].panels[1])
+    assert folded.count("line bare mean") == 2 and "thin" not in folded
     text = page.render(tmp_path / "run")
-    assert "&lt;i&gt;13" in text and "<i>13" not in text
+    assert "5 more that were trained" in text and "<i>13" not in text
     assert len(text) < 1_000_000
+    assert curves.section(candidates, "macro_f1", chosen=None, rows=16)["others"] == ["<i>13"]
+
+
+def test_hundreds_of_trained_candidates_leave_the_page_small(tmp_path: Path) -> None:
+    study = tuned_study()
+    runs = [curve(fold, epochs=60, best=1) for fold in range(5)]
+    study["candidates"] += [
+        {"id": f"s{i}", "strategy": "full", "cut": "", "curves": runs} for i in range(300)
+    ]
+    assert len(page.render(write(tmp_path / "run", study))) < page.LIMIT_BYTES
+
+
+def test_rows_say_from_which_depth_and_on_which_images(tmp_path: Path) -> None:
+    study = tuned_study()
+    for row in study["candidates"]:
+        row["input"] = {"size": 64, "fit": "crop"}
+    other = {**deepcopy(study["candidates"][3]), "id": "net/head@squash"}
+    other["input"] = {"size": 96, "fit": "squash"}
+    study["candidates"] += [other, {**other, "id": "net/head+depths:3+int8", "strategy": "shrunk"}]
+    run = read(tmp_path / "run", study)
+    told = {c.id: (c.learns, *c.shown) for c in run.candidates}
+    assert told["net/head+tuned:b1"] == ("fine-tuned above b1",)
+    assert told["net/head+tuned:b0"] == ("fine-tuned above b0",)
+    assert told["net/head@squash"] == ("frozen, with a new head", "squashed", "96 px")
+    assert told["net/head+depths:3+int8"][0] == "made smaller: depths:3, int8"
+    assert told["cnn/scratch"] == ("from scratch",)
+    text = page.render(run.folder)
+    for words in ("fine-tuned above b0", "fine-tuned above b1", "squashed", "96 px"):
+        assert f'<span class="badge quiet">{words}</span>' in text
+
+
+def test_features_that_tuning_left_alone_are_named(tmp_path: Path) -> None:
+    study = tuned_study()
+    names = ["net/head", "net/head+tuned:b1", "net/head+tuned:b0"]
+    study["retrieval"] = {
+        "classes": ["a"],
+        "rows": [{"id": name, "mean": 0.4, "by_class": [0.4]} for name in names],
+    }
+    study["candidates"][5]["curves"][0]["best_epoch"] = 2
+    found = retrieval.section(read(tmp_path / "run", study), rows=9)
+    assert found is not None and found["unchanged"] == ["net/head+tuned:b1"]
+    assert "Tuning kept the frozen network on this fold" in page.render(tmp_path / "run")
 
 
 def test_the_plan_compares_what_ran_and_names_what_did_not(run: reading.Run) -> None:
@@ -220,5 +278,5 @@ def test_nonsense_anywhere_costs_a_number_not_the_page(tmp_path: Path) -> None:
             made = read(tmp_path / "run", study)
             seconds.section(made, "macro_f1")
             depth.section(made, "macro_f1")
-            curves.section(made.candidates, chosen=None)
+            curves.section(made.candidates, "macro_f1", chosen=None, rows=60)
             plan.section(made)

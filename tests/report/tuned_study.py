@@ -42,6 +42,8 @@ def curve(fold: int, *, epochs: int, best: int, stopped: str = "epochs") -> dict
             "train_loss": 1 / number,
             "validation_loss": 0.3 + 1 / number + 0.01 * fold,
             "validation_accuracy": 0.9 - 0.3 / number,
+            "train_metric": 0.95 - 0.4 / number,
+            "validation_metric": 0.88 - 0.3 / number,
         }
         for number in range(1, epochs + 1)
     ]

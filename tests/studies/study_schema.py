@@ -29,6 +29,15 @@ COST = {
     "latency_ms": (*NUMBER, type(None)),
     "train_seconds": NUMBER,
 }
+EPOCH: dict[str, Any] = {
+    "number": int,
+    "train_loss": NUMBER,
+    "train_accuracy": NUMBER,
+    "train_metric": NUMBER,
+    "validation_loss": (*NUMBER, type(None)),
+    "validation_accuracy": (*NUMBER, type(None)),
+    "validation_metric": (*NUMBER, type(None)),
+}
 STRATEGIES = ("frozen", "random", "scratch", "partial", "full", "shrunk", "ensemble")
 METRICS = ("macro_f1", "accuracy", "log_loss", "balanced_accuracy")
 
@@ -67,7 +76,7 @@ def _problems(facts: dict[str, Any]) -> Iterator[str]:
     }
     versus = facts.get("scratch_versus_transfer")
     yield from _fields(versus, wanted, "scratch_versus_transfer")
-    if isinstance(versus, dict) and versus.get("difference") is not None:
+    if isinstance(versus, dict) and versus.get("interval") is not None:
         yield from _interval(versus["interval"], versus["difference"], "scratch_versus_transfer.interval")
 
 
@@ -76,6 +85,8 @@ def _candidate(row: dict[str, Any]) -> Iterator[str]:
     yield from _fields(row, CANDIDATE, where)
     yield from _fields(row.get("cost"), COST, f"{where}.cost")
     yield from _fields(row.get("metrics"), dict.fromkeys(METRICS, NUMBER), f"{where}.metrics")
+    for epoch in (epoch for fold in row.get("curves") or () for epoch in fold["epochs"]):
+        yield from _fields(epoch, EPOCH, f"{where}.curves")
     if row["strategy"] not in STRATEGIES:
         yield f"{where}: strategy {row['strategy']}"
     if row["complete"]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from made_trials import chosen_from, incomplete, probabilities, targets, trial
+from made_trials import CLASSES, chosen_from, incomplete, probabilities, targets, trial
 
 from graft.judging.metrics import METRICS
 from graft.judging.uncertainty import bootstrap
@@ -245,3 +246,14 @@ def test_how_far_over_the_limits() -> None:
 )
 def test_bytes_for_people(size: int, text: str) -> None:
     assert megabytes(size) == text
+
+
+def test_single_images_of_each_class_are_no_reason_to_choose_what_was_not_finished() -> None:
+    """Every draw holds each of them once: the interval has no width, however few they are."""
+    whole = trial("whole/t", probabilities(0.5, seed=0))
+    few = np.full_like(whole.probabilities, np.nan)
+    few[:CLASSES] = probabilities(1.0, seed=1)[:CLASSES]
+    found = chosen_from(
+        [whole, replace(whole, recipe=replace(whole.recipe, name="few/t"), probabilities=few)]
+    )
+    assert found.chosen == 0 and found.rows.all()

@@ -142,6 +142,17 @@ def test_the_sentence() -> None:
         "An ensemble of 3 would gain 0.8 points of macro-F1 against net/t (95 % interval of the difference: -0.2 points "
         "to +1.9 points), which may be nothing, for 2.9 times the bytes."
     )
+    for ahead, told in (
+        (
+            Difference(0.0, -0.028, 0.028),
+            "scores the same against net/t (95 % interval of the difference: -2.8",
+        ),
+        (Difference(0.0004, -0.028, 0.028), "scores the same against net/t"),
+        (Difference(-0.053, -0.109, -0.002), "loses 5.3 points of macro-F1 against net/t"),
+    ):
+        joint.about["ensemble"] = [{}, {}]
+        text = sentence("macro_f1", joint, single, ahead, candidates=9)
+        assert text.startswith(f"No ensemble gains anything: the one selected, of 2, {told}")
     assert sentence("macro_f1", None, single, Difference(0.0, 0.0, 0.0), candidates=9) == (
         "No ensemble is worth it: greedy selection among 9 candidates takes one of them alone."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Generator
@@ -17,9 +18,12 @@ from made_trials import probabilities, targets, trial
 from study_schema import problems
 
 import graft
+from graft.learning.loop import Epoch
 from graft.learning.tune_settings import TuneSettings
+from graft.report import page
 from graft.studies import results
 from graft.studies.choice import Choice, choose
+from graft.studies.epochs import epoch_facts
 from graft.studies.frame import Event
 from graft.studies.rungs import kept_for_the_end, last_fit_seconds
 from graft.studies.search import studying
@@ -91,7 +95,16 @@ def test_tuned_candidates_are_ordinary_rows(study: tuple[list[Event], graft.Stud
         assert row["cost"]["bytes"] == frozen["cost"]["bytes"]
         assert row["cost"]["latency_ms"] == frozen["cost"]["latency_ms"]
         assert {fold["fold"] for fold in row["curves"]} <= {0, 1}
-        assert all(epoch["planned"] == 2 for fold in row["curves"] for epoch in fold["epochs"])
+        for epoch in (epoch for fold in row["curves"] for epoch in fold["epochs"]):
+            assert epoch["planned"] == 2
+            assert all(0 <= epoch[f"{part}_metric"] <= 1 for part in ("train", "validation"))
+
+
+def test_the_scores_of_an_epoch_are_told_as_the_metric_itself() -> None:
+    epoch = Epoch(1, 2, 0.3, 0.4, math.nan, 1e-3, 0.5, 0.9, -0.3, -0.4)
+    facts = epoch_facts(epoch, "log_loss")
+    assert (facts["train_metric"], facts["validation_metric"]) == (0.3, 0.4)
+    assert facts["validation_accuracy"] is None and "train_score" not in facts
 
 
 def test_the_plan_is_told_before_and_compared_after(study: tuple[list[Event], graft.StudyResult]) -> None:
@@ -222,4 +235,9 @@ def test_once_halted_a_study_ends_with_the_answer_so_far(photos: Path, weights: 
     _, result = finish(events)
     strategies = {row["strategy"] for row in result.facts["candidates"]}
     assert strategies == {"frozen"} and result.facts["plan"] == []
+    told = "The study was stopped by hand: what was not measured by then is missing."
+    assert result.facts["stopped_by_hand"] is True and result.facts["notices"][-1] == told
+    assert "(the study was stopped by hand before it)" in result.facts["scratch_versus_transfer"]["sentence"]
+    assert '"kind":"stopped"' in (result.run / "journal.jsonl").read_text().replace(" ", "")
+    assert "stopped by hand" in page.render(result.run)
     assert result.bundle().is_dir() and list(graft.load(result.bundle()).labels) == ["left", "right"]

@@ -105,6 +105,25 @@ class TestScratchAgainstTransfer:
             "+0.100 to +0.300)"
         )
 
+    def test_from_too_few_images_nothing_is_judged(self) -> None:
+        text = scratch_sentence(
+            LARGE, incomplete(SCRATCH), Difference(0.609, 0.609, 0.609), metric="macro_f1", only=None, few=30
+        )
+        assert text.startswith(
+            "Whether transfer or training from scratch is better cannot be judged from so few images: on the 30 that both "
+            "predicted, most of them the only one of their class, transfer is 60.9 points of macro-F1 ahead of training"
+        )
+        assert "interval" not in text and "beats" not in text
+
+    def test_stopped_by_hand(self) -> None:
+        hand = "The study was stopped by hand"
+        text = scratch_sentence(
+            LARGE, incomplete(SCRATCH), self.AHEAD, metric="macro_f1", only=None, ended=hand
+        )
+        assert f"{hand} before every fold" in text and "budget" not in text
+        text = scratch_sentence(LARGE, None, None, metric="macro_f1", only=None, ended=hand)
+        assert text.endswith("(the study was stopped by hand before it).")
+
     def test_cut_short_by_the_budget(self) -> None:
         assert self.say(self.AHEAD, scratch=incomplete(SCRATCH)).endswith("only finished folds are compared.")
         hurried = replace(SCRATCH, curves=({"stopped": "patience"}, {"stopped": "deadline"}))

@@ -28,6 +28,7 @@ from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
 from graft.learning.heads import Head, ridge_head
 from graft.store import content_key
+from graft.studies.epochs import epoch_facts
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.recipe import Recipe
 from graft.studies.rungs import prepare
@@ -116,12 +117,15 @@ def taught_by(
         settings=DistilSettings(views=STUDENT_VIEWS),
         compute=frame.compute,
         seed=1000 * frame.settings.seed + seed,
+        criterion=criterion(frame.settings.metric),
     )
+    epochs: list[dict[str, float | int | None]] = []
     while True:
         try:
             epoch = next(work)
         except StopIteration as finished:
-            return finished.value, {"epochs": [], "best_epoch": finished.value.best_epoch}
+            return finished.value, {"epochs": epochs, "best_epoch": finished.value.best_epoch}
+        epochs.append(epoch_facts(epoch, frame.settings.metric))
         yield Event("progress", text, epoch.number, epoch.planned, frame.remaining_seconds())
 
 

@@ -94,7 +94,7 @@ def _further(work: Workshop, measured: list[np.ndarray], done: Progress) -> Work
     page = work.candidate.page
     for seed in range(1, page.seeds):
         if work.frame.remaining_seconds() <= 0:
-            yield from tell(done, f"The budget ended after {seed} of {page.seeds} seeds.")
+            yield from tell(done, f"{work.frame.ended} after {seed} of {page.seeds} seeds.")
             return
         probabilities, _ = yield from _of_seed(work, seed)
         if np.isnan(probabilities).any():

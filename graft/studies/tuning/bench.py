@@ -10,7 +10,7 @@ development images (`graft.studies.symmetry`). It is the only thing about a held
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from graft.backbones.trunks import TrunkFile, reopened
 from graft.images.pixels import open_pixels, pixels_key
 from graft.store import content_key
 from graft.studies.beside import activations_of
+from graft.studies.epochs import epoch_facts
 from graft.studies.frame import Event, Frame, criterion
 from graft.studies.probe import samples_of
 from graft.studies.recipe import Recipe
@@ -141,7 +142,7 @@ def training(
     """Train on `rows`; returns what was learned and its curve."""
     from graft.learning.finetune import tune
 
-    epochs: list[dict[str, Any]] = []
+    epochs: list[dict[str, float | int | None]] = []
     work = tune(
         bench.cutting,
         bench.source,
@@ -168,5 +169,5 @@ def training(
                 "temperature": tuned.temperature,
             }
             return tuned, {"epochs": epochs, **facts}
-        epochs.append({n: v if np.isfinite(v) else None for n, v in asdict(epoch).items()})
+        epochs.append(epoch_facts(epoch, frame.settings.metric))
         yield Event("progress", text, epoch.number, epoch.planned, frame.remaining_seconds())
