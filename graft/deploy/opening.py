@@ -158,21 +158,24 @@ def check_files(facts: dict[str, Any], folder: Path) -> None:
             )
 
 
-def session_of(path: Path, threads: int) -> Any:
-    """The graph in ONNX Runtime, on the processor."""
+def session_of(path: Path, threads: int, *, content: bytes | None = None) -> Any:
+    """The graph in ONNX Runtime, on the processor; `content`: what to take for that of the file."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Else a graph from memory could take weights from wherever the program was started.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     # ONNX Runtime's errors share no ancestor but Exception.
     refusals = (
         *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile),
         *(state.NotImplemented, state.RuntimeException, state.EPFail, RuntimeError, ValueError),
     )
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        given = str(path) if content is None else content
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except refusals as error:
         reason = (str(error).splitlines() or [""])[0]
         raise BundleError(
