@@ -30,6 +30,7 @@ from graft.deploy.opening import (
     MODEL,
     PROBABILITIES,
     SCORE,
+    check_facts,
     check_files,
     check_unknown,
     columns_of,
@@ -97,6 +98,7 @@ class Bundle:
         self.preprocess = preprocess_of(self.facts, self.folder)
         check_files(self.facts, self.folder)
         self.decision = decision_of(self.facts, self.folder, self.labels)
+        check_facts(self.facts, self.folder)
         whole = (self.folder / MODEL).read_bytes()
         lean = without_activation(whole)
         self._has_activation = len(lean) < len(whole)
