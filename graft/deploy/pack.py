@@ -89,10 +89,12 @@ def pack(
     about: Mapping[str, Any],
     check: Check,
     knowing: Knowing = NOTHING_KNOWN,
+    parity: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the bundle and return `bundle.json`'s content.
 
     `model` gains its activation map where it can have one. `about` goes into it as it is (backbone, strategy, metrics, sources and licences of the weights) and into the card.
+    `parity`: what to tell where the model was held against something else before, and `check` is its own answers.
     Raises BundleError if ONNX Runtime and torch disagree, or if `folder` is there and is no bundle; what is there then
     stays as it was.
     """
@@ -103,7 +105,7 @@ def pack(
     try:
         facts = _write(beside, model, labels, preprocess, about, knowing)
         difference = _verify(beside, check)
-        facts["parity"] = {
+        facts["parity"] = parity or {
             "images": len(check.pixels),
             "largest_difference": difference,
             "tolerance": TOLERANCE,
