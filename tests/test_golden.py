@@ -1,6 +1,7 @@
 """Files written by format 1 still open and say the same; they are never written again, only added to.
 
-`bundle-v1` is the tiny network of `made_models`, `bundle-v1-complete` the same with all that format 1.0 has, `weights-v1` a MobileNetV1 of width 0.02 with random weights (seed 0),
+`bundle-v1` is the tiny network of `made_models`, `bundle-v1-complete` the same with all that format 1.0 has, `bundle-v1-sealed` also
+with the hash of all its facts, `weights-v1` a MobileNetV1 of width 0.02 with random weights (seed 0),
 `study-v1.json` and `journal-v1.jsonl` come from a study of 80 photos, shortened.
 """
 
@@ -54,6 +55,17 @@ def test_the_completed_format_gives_the_same_answers() -> None:
     (image,) = session.run(None, {"picture": np.array(read_image(photo).convert("RGB"))})
     np.testing.assert_allclose(image.mean(axis=(0, 1, 2)), expected["prepared_mean"], atol=0.1)
     assert (folder / "labels.txt").read_text(encoding="utf-8").splitlines() == list(bundle.labels)
+
+
+def test_the_sealed_bundle_gives_the_same_answers() -> None:
+    expected = json.loads((GOLDEN / "bundle-v1-sealed.expected.json").read_text(encoding="utf-8"))
+    folder = GOLDEN / "bundle-v1-sealed"
+    bundle = load(folder)
+    answer = bundle.predict(GOLDEN / "photo.png")
+    assert answer.probabilities == pytest.approx(expected["probabilities"], abs=1e-5)
+    assert answer.score == pytest.approx(expected["score"], abs=1e-3)
+    assert (answer.unknown, answer.labels_90) == (expected["unknown"], tuple(expected["labels_90"]))
+    assert bundle.facts["headline"] == expected["headline"] and "facts_sha256" in bundle.facts
 
 
 def test_the_older_bundle_knows_nothing_of_its_limits_and_says_so() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from graft.commands import runtimes
 from graft.commands.lines import as_json
+from graft.errors import SettingsError
 
 
 def add(commands: Any) -> None:
@@ -26,6 +27,10 @@ def run(options: argparse.Namespace) -> int:
     from graft.deploy.bundle import load
     from graft.deploy.evaluate import evaluating, write_answers
 
+    if options.csv and Path(options.csv).is_dir():
+        raise SettingsError(
+            f"--csv {options.csv} is a folder; name a file, such as {Path(options.csv) / 'answers.csv'}."
+        )
     bundle = load(options.bundle, threads=1, runtime=options.runtime, abreast=cpu_threads())
     evaluation = following.follow_steps(evaluating(bundle, options.source), to_stderr=options.json)
     if options.csv:

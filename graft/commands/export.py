@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graft.errors import SettingsError
+
+if TYPE_CHECKING:
+    from graft.studies.photos import StudyPhotos
+
+STUDY_PHOTOS = 66  # a third of them is only checked on
 
 
 def add(commands: Any) -> None:
@@ -24,7 +29,8 @@ def add(commands: Any) -> None:
     export.add_argument(
         "--calibrate",
         metavar="PHOTOS",
-        help="for onnx-int8: a folder of photos like those to come (for the others: photos to check on)",
+        help="a folder of photos like those to come, to calibrate 8 bits and to check on (default: images of the study "
+        "that made the bundle, where both are still in place)",
     )
     export.set_defaults(run=run)
 
@@ -64,14 +70,29 @@ def _converted(options: argparse.Namespace, out: Path) -> int:
     from graft.commands.files import image_files
     from graft.deploy.conversion import to_int8, to_onnx, to_openvino
 
-    photos = image_files([Path(options.calibrate)]) if options.calibrate else []
+    photos: Sequence[Path | bytes] = image_files([Path(options.calibrate)]) if options.calibrate else []
+    beside = None if options.calibrate else _of_study(options)
+    if beside is not None:
+        photos = beside.photos
     forms: dict[str, Callable[..., Any]] = {"onnx": to_onnx, "onnx-int8": to_int8, "openvino": to_openvino}
     made = forms[options.to](options.bundle, out, photos=photos)
+    if beside is not None:
+        verb = "calibrated and checked" if options.to == "onnx-int8" else "checked"
+        print(f"{verb} on {len(photos)} images of {beside.root}")
     print(
         f"{made.folder}: {made.bytes / 1e6:.2f} MB; on {made.images} images {made.agreement:.1%} of the decisions are "
         f"those of the bundle, probabilities differ by at most {made.largest_difference:.2g}."
     )
     return 0
+
+
+def _of_study(options: argparse.Namespace) -> StudyPhotos | None:
+    """Images of the study in whose run folder the bundle lies."""
+    from graft.deploy.opening import manifest
+    from graft.studies.photos import photos_beside
+
+    folder = Path(options.bundle)
+    return photos_beside(folder, manifest(folder), most=STUDY_PHOTOS)
 
 
 FORMS: dict[str, Callable[[argparse.Namespace, Path], int]] = {

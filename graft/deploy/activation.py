@@ -3,20 +3,24 @@
 In: a model as `assembled` makes it. Out: the same with the output `activation` `[n, k, y, x]`, or the reason why there
 is none. For a linear head on averaged maps the map is exact (Zhou et al. 2016, arXiv 1512.04150): the mean over all
 places of class k's map, plus what has no place (the head's bias and features that are no maps), is the logit of class
-k, temperature included. Where a feature is the largest value of its map, its whole share lies where that value is.
+k, temperature included. Where a feature is the largest value of its map, its whole share lies where that value is. Maps
+of several sizes (a network read at several depths) are brought to the finest of them, but at most `FINEST`, in a way
+that keeps each one's mean.
 
-Cost: a 1x1 convolution of the last maps, which is only computed where it is asked for. Not covered: heads that are not
-linear, features behind further layers (VGG's), class tokens, averages of several networks.
+Cost: a 1x1 convolution of the maps that are read. Not covered: heads that are not linear, features behind further
+layers (VGG's), class tokens, averages of several networks.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
+from jaxtyping import Float32
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from graft.deploy.opening import ACTIVATION, EMBEDDING, PROBABILITIES
@@ -28,17 +32,22 @@ THROUGH = (
     "Reshape",
     "Dropout",
 )  # between pooling and features: nothing is mixed
+FINEST = 28  # places on a side, where maps of several sizes are added up
 NO_LINEAR_HEAD = "the head is not one linear layer"
+SEVERAL_NETWORKS = "it answers with the mean of several networks' probabilities"
 NO_MAPS = "the features are no averages of maps"
 
 
 @dataclass(frozen=True, slots=True)
 class _Pooled:
-    """Features `begin` to `end` are the `kind` of value, over all places, of `maps`, whose axes are `layout`."""
+    """Features `begin` to `end` are the `kind` of value, over all places, of `maps`, whose axes are `layout` and of which
+    there are `side` places down and across; each was then divided by all of `divisors`, a number per picture."""
 
     kind: str
     maps: str
     layout: str
+    side: tuple[int, int]
+    divisors: tuple[str, ...]
     begin: int
     end: int
 
@@ -48,19 +57,20 @@ def with_activation(model: ModelProto) -> tuple[ModelProto, str]:
     made = {output: node for node in model.graph.node for output in node.output}
     head, divisor, features = _head(made)
     if head is None:
-        return model, NO_LINEAR_HEAD
+        several = made[PROBABILITIES].op_type in ("Mean", "Sum")
+        return model, SEVERAL_NETWORKS if several else NO_LINEAR_HEAD
     shapes = _shapes(model)
     pooled = [part for part in _parts(made, shapes, features) if part is not None]
     if not any(part.kind == "ReduceMean" for part in pooled):
         return model, NO_MAPS
-    sides = {_side(shapes[part.maps], part.layout) for part in pooled}
-    if len(sides) != 1:  # nothing could be added up
+    side = _common_side({part.side for part in pooled})
+    if side is None:
         return model, NO_MAPS
-    high, wide = sides.pop()
+    high, wide = side
     whole = ModelProto()
     whole.CopyFrom(model)
     classes = shapes[PROBABILITIES][1]
-    _append(whole, pooled, weight=head.input[1], divisor=divisor, places=high * wide)
+    _append(whole, pooled, weight=head.input[1], divisor=divisor, side=side)
     shape = ["n", classes, high or "y", wide or "x"]
     whole.graph.output.append(helper.make_tensor_value_info(ACTIVATION, TensorProto.FLOAT, shape))
     onnx.checker.check_model(whole)
@@ -94,6 +104,8 @@ def _shapes(model: ModelProto) -> dict[str, list[int]]:
 def _parts(made: dict[str, NodeProto], shapes: dict[str, list[int]], features: str) -> list[_Pooled | None]:
     """The features in the order in which they stand; None for those that have no place in the picture."""
     node = made.get(features)
+    while node is not None and node.op_type == "Identity":
+        node = made.get(node.input[0])
     joined = node is not None and node.op_type == "Concat"
     names = list(node.input) if node is not None and joined else [features]
     begin, parts = 0, []
@@ -108,7 +120,9 @@ def _pooled(
     made: dict[str, NodeProto], shapes: dict[str, list[int]], name: str, begin: int, end: int
 ) -> _Pooled | None:
     node = made.get(name)
-    while node is not None and node.op_type in THROUGH:
+    divisors: tuple[str, ...] = ()
+    while node is not None and (node.op_type in THROUGH or _by_picture(node, shapes)):
+        divisors += tuple(node.input[1:]) if node.op_type == "Div" else ()
         node = made.get(node.input[0])
     if node is None:
         return None
@@ -120,9 +134,15 @@ def _pooled(
     else:
         return None
     # Where padding is computed from the shape, the exporter leaves the sides open; only a maximum must know them.
-    known = len(shape) == len(layout) > 0 and (kind == "ReduceMean" or all(_side(shape, layout)))
+    side = _side(shape, layout)
+    known = len(shape) == len(layout) > 0 and (kind == "ReduceMean" or all(side))
     sound = known and shape[layout.index("c")] == end - begin
-    return _Pooled(kind, node.input[0], layout, begin, end) if sound else None
+    return _Pooled(kind, node.input[0], layout, side, divisors, begin, end) if sound else None
+
+
+def _by_picture(node: NodeProto, shapes: dict[str, list[int]]) -> bool:
+    """Whether it divides the features of each picture by one number."""
+    return node.op_type == "Div" and shapes.get(node.input[1]) == [1, 1]
 
 
 def _layout(node: NodeProto, shape: list[int]) -> str:
@@ -140,15 +160,38 @@ def _side(shape: list[int], layout: str) -> tuple[int, int]:
     return (shape[layout.index("h")], shape[layout.index("w")]) if layout else (0, 0)
 
 
-def _append(model: ModelProto, pooled: list[_Pooled], *, weight: str, divisor: str, places: int) -> None:
+def _common_side(sides: set[tuple[int, int]]) -> tuple[int, int] | None:
+    """How many places down and across the map has: those of all maps, or the finest; None where they are not known."""
+    if len(sides) == 1:
+        return next(iter(sides))
+    if not all(high and wide for high, wide in sides):
+        return None
+    return min(FINEST, max(high for high, _ in sides)), min(FINEST, max(wide for _, wide in sides))
+
+
+def spread_evenly(given: int, wanted: int) -> Float32[np.ndarray, "w g"]:
+    """What brings `given` values on a line to `wanted`: the mean, over each new cell, of the line drawn through the old
+    centres and level outside of them. Each old value has the same share in all new ones together, so means stay."""
+    if given == wanted:
+        return np.eye(given, dtype=np.float32)
+    # Within one step of this grid the line has no corner and no cell ends.
+    steps = 2 * given * wanted
+    at = (np.arange(steps) + 0.5) / steps * given - 0.5
+    line = np.stack([np.interp(at, np.arange(given), one) for one in np.eye(given)], axis=1)
+    return line.reshape(wanted, 2 * given, given).mean(axis=1).astype(np.float32)
+
+
+def _append(
+    model: ModelProto, pooled: list[_Pooled], *, weight: str, divisor: str, side: tuple[int, int]
+) -> None:
     """The nodes from the maps to `activation`."""
     nodes, constants = model.graph.node, model.graph.initializer
 
-    def add(kind: str, *inputs: str | list[int] | float, **attributes: Any) -> str:
+    def add(kind: str, *inputs: str | list[int] | np.ndarray, **attributes: Any) -> str:
         name = f"graft_activation_{len(nodes)}"
         for place, value in enumerate(inputs):
             if not isinstance(value, str):
-                array = np.array(value, np.float32 if isinstance(value, float) else np.int64)
+                array = np.array(value, np.int64 if isinstance(value, list) else np.float32)
                 constants.append(numpy_helper.from_array(array, f"{name}_{place}"))
         names = [each if isinstance(each, str) else f"{name}_{i}" for i, each in enumerate(inputs)]
         nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
@@ -156,21 +199,38 @@ def _append(model: ModelProto, pooled: list[_Pooled], *, weight: str, divisor: s
 
     total = ""
     for part in pooled:
-        maps = part.maps
-        if part.layout == "nhwc":
-            maps = add("Transpose", maps, perm=[0, 3, 1, 2])
-        elif part.layout == "ntc":
-            side = math.isqrt(places)
-            maps = add("Reshape", add("Transpose", maps, perm=[0, 2, 1]), [0, 0, side, side])
-        if part.kind == "ReduceMax":
-            largest = add("ReduceMax", maps, axes=[2, 3], keepdims=1)
-            there = add("Cast", add("Equal", maps, largest), to=TensorProto.FLOAT)
-            count = add("ReduceSum", there, [2, 3], keepdims=1)
-            maps = add("Mul", add("Mul", maps, add("Div", there, count)), float(places))
-        rows = add("Slice", weight, [part.begin], [part.end], [0])
-        kernel = add("Unsqueeze", add("Transpose", rows, perm=[1, 0]), [2, 3])
-        spoken = add("Conv", maps, kernel, kernel_shape=[1, 1])
+        rows = add("Transpose", add("Slice", weight, [part.begin], [part.end], [0]), perm=[1, 0])
+        spoken = _largest(add, part, rows) if part.kind == "ReduceMax" else _averaged(add, part, rows)
+        for per_picture in part.divisors:
+            spoken = add("Div", spoken, add("Unsqueeze", per_picture, [2, 3]))
+        if part.side != side:
+            down, across = (spread_evenly(*pair) for pair in zip(part.side, side, strict=True))
+            spoken = add("MatMul", add("MatMul", down, spoken), across.T)
         total = add("Add", total, spoken) if total else spoken
     if divisor:
         total = add("Div", total, add("Unsqueeze", divisor, [2, 3]))
     nodes.append(helper.make_node("Identity", [total], [ACTIVATION]))
+
+
+def _averaged(add: Callable[..., str], part: _Pooled, rows: str) -> str:
+    """What each place has by averaged maps, with the weights `rows` `[k, c]`."""
+    return add("Conv", _in_planes(add, part), add("Unsqueeze", rows, [2, 3]), kernel_shape=[1, 1])
+
+
+def _largest(add: Callable[..., str], part: _Pooled, rows: str) -> str:
+    """What each place has by the largest values of maps; places that are alike share it."""
+    maps = add("Reshape", _in_planes(add, part), [0, 0, -1])
+    largest = add("ReduceMax", maps, axes=[2], keepdims=1)
+    there = add("Cast", add("Equal", maps, largest), to=TensorProto.FLOAT)
+    each = add("Div", largest, add("ReduceMean", there, axes=[2], keepdims=1))
+    weights = add("Mul", add("Unsqueeze", rows, [0]), add("Transpose", each, perm=[0, 2, 1]))
+    return add("Reshape", add("MatMul", weights, there), [0, 0, *part.side])
+
+
+def _in_planes(add: Callable[..., str], part: _Pooled) -> str:
+    """The maps as `[n, c, y, x]`."""
+    if part.layout == "nhwc":
+        return add("Transpose", part.maps, perm=[0, 3, 1, 2])
+    if part.layout == "ntc":
+        return add("Reshape", add("Transpose", part.maps, perm=[0, 2, 1]), [0, 0, *part.side])
+    return part.maps

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -20,6 +21,7 @@ from jaxtyping import Float32, Int64, UInt8
 from PIL.Image import Image
 
 from graft.deploy.compiled import Compiled, Runtime
+from graft.deploy.lean import without_activation
 from graft.deploy.opening import (
     ACTIVATION,
     BATCH,
@@ -28,6 +30,7 @@ from graft.deploy.opening import (
     MODEL,
     PROBABILITIES,
     SCORE,
+    check_facts,
     check_files,
     check_unknown,
     columns_of,
@@ -95,10 +98,14 @@ class Bundle:
         self.preprocess = preprocess_of(self.facts, self.folder)
         check_files(self.facts, self.folder)
         self.decision = decision_of(self.facts, self.folder, self.labels)
-        self._session = session_of(self.folder / MODEL, threads)
+        check_facts(self.facts, self.folder)
+        whole = (self.folder / MODEL).read_bytes()
+        lean = without_activation(whole)
+        self._has_activation = len(lean) < len(whole)
+        self._session = session_of(self.folder / MODEL, threads, content=lean)
         self._columns = columns_of(self._session, self.folder, self.preprocess, classes=len(self.labels))
         if runtime == "openvino":
-            self._session = Compiled(self.folder / MODEL, threads=threads, abreast=abreast)
+            self._session = Compiled(self.folder / MODEL, lean, threads=threads, abreast=abreast)
         self._unknown: Any = None
         if self.decision.unknown_file is not None:
             path = self.folder / self.decision.unknown_file
@@ -143,7 +150,7 @@ class Bundle:
     @property
     def no_activation(self) -> str:
         """Why the model has no map of what spoke for a class; empty if it has one."""
-        if ACTIVATION in self._columns:
+        if self._has_activation:
             return ""
         told = self.facts.get("model")
         reason = told.get("no_activation") if isinstance(told, dict) else None
@@ -162,11 +169,16 @@ class Bundle:
         if self.no_activation:
             raise BundleError(f"{self.folder} cannot show what spoke for a class: {self.no_activation}.")
         pixels = _pixels(image, self.preprocess)[None]
-        rows, maps = self._session.run([PROBABILITIES, ACTIVATION], {INPUT: pixels})
+        rows, maps = self._explaining.run([PROBABILITIES, ACTIVATION], {INPUT: pixels})
         column = self.decide(rows)[0] if label is None else self.labels.index(label)
         logits = np.log(np.maximum(rows[0], np.finfo(np.float32).tiny))
         contrast = maps[0, column] - maps[0].mean(axis=0)
         return contrast + (logits[column] - logits.mean() - contrast.mean())
+
+    @cached_property
+    def _explaining(self) -> Any:
+        """The whole graph, which costs time and memory that only explanations are worth."""
+        return session_of(self.folder / MODEL, 1)
 
     def predict_pixels(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
         """Class probabilities of pixels that already have the network's geometry, `[n, size, size, channels]`."""

@@ -36,7 +36,7 @@ Made by Graft {VERSION}. {_cell(about["reason"])}
 
 ## How good it is
 
-{about["headline"]}
+{_converted(about)}{about["headline"]}
 
 Out-of-fold on {data["development"]} images (none of them seen by the model that judged it):
 
@@ -58,6 +58,18 @@ Out-of-fold on {data["development"]} images (none of them seen by the model that
 - Its label is one of its classes for any picture whatever, also for one that shows none of them{_warned(about)}.
 - The figures hold for images like those it was made from; another camera, light or place must be measured again.
 """
+
+
+def _converted(about: Mapping[str, Any]) -> str:
+    """What the figures do not say of a model that was converted after they were measured."""
+    done = about.get("conversion")
+    if not done:
+        return ""
+    return (
+        f"**This model was converted to 8 bits, calibrated on {done['calibrated_on']} photos; all scores here are those of "
+        f"the float32 model it was made from.** On {done['checked_on']} other photos it decides as that one in "
+        f"{100 * done['agreement']:.1f} % of cases; probabilities differ by at most {done['largest_difference']:.4f}.\n\n"
+    )
 
 
 def _reject(about: Mapping[str, Any]) -> str:

@@ -16,18 +16,23 @@ from typing import Any
 
 from graft.errors import BundleError
 from graft.images.dataset import Preprocess
-from graft.store import canonical_json, file_digest
+from graft.store import canonical_json, file_digest, json_line
 
 FORMAT = (1, 0)
 TASK = "single-label"
 MANIFEST = "bundle.json"
 MODEL = "model.onnx"
+PREPROCESS = "preprocess.onnx"
+UNKNOWN = "unknown.onnx"
+LABELS = "labels.txt"
+CARD = "card.md"
 INPUT = "image"
 PROBABILITIES = "probabilities"
 EMBEDDING = "embedding"
 ACTIVATION = "activation"
 SCORE = "score"
 DECISION = ("thresholds", "unknown", "conformal")
+SEAL = "facts_sha256"
 BATCH = 32
 AGAIN = "Copy the whole folder again, or make the bundle again with `graft study`."
 # The values a geometry may have; with another one the bundle was made for another Graft, or by nobody.
@@ -43,6 +48,12 @@ GEOMETRY = {
 def digest(value: object) -> str:
     """The sha256 of a value's compact JSON in UTF-8; of a list of labels, it is that of JavaScript's JSON.stringify."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as they are read back from JSON, with the digest of all of them."""
+    plain: dict[str, Any] = json.loads(json_line({name: facts[name] for name in facts if name != SEAL}))
+    return {**plain, SEAL: digest(plain)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +74,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     """The content of `bundle.json`. Raises BundleError, as all functions here do."""
     place = folder / MANIFEST
     try:
-        facts = json.loads(place.read_text(encoding="utf-8"))
+        facts = json.loads(place.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{folder} is no bundle: it has no {MANIFEST}. Name a folder model.graft that `graft study` made."
@@ -86,6 +97,10 @@ def manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is made for the task {facts.get('task')!r}; this Graft knows {TASK}. Update Graft."
         )
     return facts
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def labels_of(facts: dict[str, Any], folder: Path) -> tuple[str, ...]:
@@ -116,9 +131,10 @@ def preprocess_of(facts: dict[str, Any], folder: Path) -> Preprocess:
 def decision_of(facts: dict[str, Any], folder: Path, labels: tuple[str, ...]) -> Decision:
     """How the numbers are to be read. Bundles of before 1.0 was complete say nothing of it."""
     parts = {name: facts.get(name) for name in DECISION}
-    if parts == dict.fromkeys(DECISION):
+    expected = facts.get("decision_sha256")
+    if parts == dict.fromkeys(DECISION) and expected is None:
         return Decision()
-    if digest(parts) != facts.get("decision_sha256"):
+    if digest(parts) != expected:
         raise BundleError(f"{folder / MANIFEST} was altered where it says how to decide. {AGAIN}")
     thresholds, unknown, conformal = (parts[name] or {} for name in DECISION)
     try:
@@ -145,9 +161,14 @@ def check_files(facts: dict[str, Any], folder: Path) -> None:
     files = facts.get("files")
     if not isinstance(files, dict) or MODEL not in files:
         raise BundleError(f"{folder / MANIFEST} lacks its list of files. {AGAIN}")
+    for name in (PREPROCESS, UNKNOWN, LABELS, CARD):
+        if name not in files and (folder / name).exists():
+            raise BundleError(f"{folder / name} is not in the list of files in {MANIFEST}. {AGAIN}")
     for name, expected in files.items():
         if Path(name).name != name or not (folder / name).is_file():
             raise BundleError(f"{folder} lacks its file {name!r}. {AGAIN}")
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"{folder / name} is a link that leads out of the folder. {AGAIN}")
         try:
             found = file_digest(folder / name)
         except OSError as error:
@@ -158,21 +179,30 @@ def check_files(facts: dict[str, Any], folder: Path) -> None:
             )
 
 
-def session_of(path: Path, threads: int) -> Any:
-    """The graph in ONNX Runtime, on the processor."""
+def check_facts(facts: dict[str, Any], folder: Path) -> None:
+    """Whether all that is told is what was packed. Bundles of before there was a seal are not asked."""
+    if SEAL in facts and sealed(facts)[SEAL] != facts[SEAL]:
+        raise BundleError(f"{folder / MANIFEST} was altered: its hash differs from what it says. {AGAIN}")
+
+
+def session_of(path: Path, threads: int, *, content: bytes | None = None) -> Any:
+    """The graph in ONNX Runtime, on the processor; `content`: what to take for that of the file."""
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Else a graph from memory could take weights from wherever the program was started.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     # ONNX Runtime's errors share no ancestor but Exception.
     refusals = (
         *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile),
         *(state.NotImplemented, state.RuntimeException, state.EPFail, RuntimeError, ValueError),
     )
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        given = str(path) if content is None else content
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except refusals as error:
         reason = (str(error).splitlines() or [""])[0]
         raise BundleError(

@@ -28,16 +28,22 @@ from graft.deploy.bundle import Bundle
 from graft.deploy.card import card
 from graft.deploy.opening import (
     ACTIVATION,
+    CARD,
     DECISION,
     EMBEDDING,
     FORMAT,
     INPUT,
+    LABELS,
     MANIFEST,
     MODEL,
+    PREPROCESS,
     PROBABILITIES,
     SCORE,
+    SEAL,
     TASK,
+    UNKNOWN,
     digest,
+    sealed,
 )
 from graft.deploy.preprocess_graph import PICTURE, preprocess_graph
 from graft.errors import BundleError
@@ -46,10 +52,6 @@ from graft.store import file_digest, json_line, write_json
 from graft.version import VERSION
 
 TOLERANCE = 1e-3
-CARD = "card.md"
-PREPROCESS = "preprocess.onnx"
-LABELS = "labels.txt"
-UNKNOWN = "unknown.onnx"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,10 +89,12 @@ def pack(
     about: Mapping[str, Any],
     check: Check,
     knowing: Knowing = NOTHING_KNOWN,
+    parity: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the bundle and return `bundle.json`'s content.
 
     `model` gains its activation map where it can have one. `about` goes into it as it is (backbone, strategy, metrics, sources and licences of the weights) and into the card.
+    `parity`: what to tell where the model was held against something else before, and `check` is its own answers.
     Raises BundleError if ONNX Runtime and torch disagree, or if `folder` is there and is no bundle; what is there then
     stays as it was.
     """
@@ -101,11 +105,12 @@ def pack(
     try:
         facts = _write(beside, model, labels, preprocess, about, knowing)
         difference = _verify(beside, check)
-        facts["parity"] = {
+        facts["parity"] = parity or {
             "images": len(check.pixels),
             "largest_difference": difference,
             "tolerance": TOLERANCE,
         }
+        facts = sealed(facts)
         write_json(beside / MANIFEST, facts)
         beside.chmod(0o755)
         put_in_place(beside, folder)
@@ -148,7 +153,8 @@ def _write(
         "opset": {name: [each.opset_import[0].version, each.ir_version] for name, each in graphs.items()},
         "files": {name: file_digest(folder / name) for name in (*graphs, LABELS, CARD)},
     }
-    facts = {**facts, **{name: value for name, value in about.items() if name not in facts}}
+    told = {name: value for name, value in about.items() if name not in facts and name != SEAL}
+    facts = {**facts, **told}
     write_json(folder / MANIFEST, facts)
     return facts
 

@@ -1,6 +1,6 @@
 """`preprocess.onnx`: from a decoded picture of any size to the network's input, for programs that are not Graft.
 
-In: a `Preprocess`. Out: an ONNX graph from `picture` (uint8 `[h, w, c]`, upright, c = 1, 3 or 4) to `image` (uint8
+In: a `Preprocess`. Out: an ONNX graph from `picture` (uint8 `[h, w, c]`, upright, c = 1 to 4) to `image` (uint8
 `[1, size, size, channels]`). It does what `graft.images.preprocess.prepare` does with Pillow: transparent parts show
 white, grey has Pillow's weights, one rectangle is resized with an antialiased filter. The filter is written as two
 matrix products whose weights the graph computes from the shape, because ONNX's own Resize knows antialiasing only from
@@ -28,6 +28,7 @@ IR_VERSION = 7
 SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}  # how far the filter reaches, in pixels of the smaller picture
 GAP = 4.0  # larger pictures are averaged first, as in graft.images.preprocess
 CUBIC = -0.5  # the free parameter of the bicubic kernel (Keys 1981), as in Pillow
+LAST_COLOUR = [0, 0, 2, 2]  # of pictures with one to four channels; with more, looking it up fails
 GREY = (19595, 38470, 7471)  # of 65536: ITU-R BT.601 as Pillow rounds it
 
 
@@ -182,12 +183,13 @@ def _cut_out(graph: _Graph, down: _Axis, across: _Axis) -> str:
 def _planes(graph: _Graph, picture: str, channels: str, preprocess: Preprocess) -> str:
     """`[y, x, c]` to float32 planes, `[3, y, x]` or `[1, y, x]` for grey, on white where there is an alpha."""
     last = graph("Sub", channels, 1)
+    colour = graph("Gather", LAST_COLOUR, last)
     picture = graph("Transpose", picture, perm=[2, 0, 1])
-    colours = graph("Cast", graph("Gather", picture, graph("Min", [0, 1, 2], last)), to=TensorProto.FLOAT)
+    colours = graph("Cast", graph("Gather", picture, graph("Min", [0, 1, 2], colour)), to=TensorProto.FLOAT)
     if preprocess.channels == 1:
         colours = _grey(graph, colours)
-    alpha = graph("Cast", graph("Gather", picture, graph("Min", 3, last)), to=TensorProto.FLOAT)
-    share = graph("Where", graph("Equal", last, 3), graph("Div", alpha, 255.0), 1.0)
+    alpha = graph("Cast", graph("Gather", picture, last), to=TensorProto.FLOAT)
+    share = graph("Where", graph("Less", colour, last), graph("Div", alpha, 255.0), 1.0)
     return graph("Add", graph("Mul", graph("Sub", colours, 255.0), share), 255.0)
 
 

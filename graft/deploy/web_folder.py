@@ -25,6 +25,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from graft.deploy.bundle import MANIFEST, MODEL, Bundle
+from graft.deploy.opening import sealed
 from graft.errors import BundleError, SettingsError
 from graft.store import Store, content_key, write_json
 
@@ -100,7 +101,7 @@ def _write(bundle: Bundle, folder: Path, runtime: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(content)
     (folder / LABELS).write_text("".join(f"{label}\n" for label in bundle.labels), encoding="utf-8")
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in graphs.items()}
-    write_json(folder / MANIFEST, {**bundle.facts, "files": hashes})
+    write_json(folder / MANIFEST, sealed({**bundle.facts, "files": hashes}))
     _write_page(folder)
     (folder / RUNTIME).mkdir()
     for name, content in runtime.items():

@@ -5,11 +5,11 @@ images. Out: a `Knowing` for the bundle: the score of being unknown with its thr
 against accuracy of what is accepted), the conformal label sets, and of two classes the threshold if one is worth it.
 
 Probabilities are always out-of-fold. Embeddings of a frozen network are, too, in what matters: it never saw the images,
-and the score of each is measured from the other folds. A network that was trained has seen the images whose embeddings
+and the score of each is measured from others alone: without its fold, or of few images without its twentieth. A network that was trained has seen the images whose embeddings
 these are; its threshold is then too strict on new images, and the bundle says so (`origin`).
 
 Cost: for trained networks a pass of at most 1,500 images through the packed model; for frozen ones a principal subspace
-per fold of at most 10,000 cached rows.
+per fold of at most 10,000 cached rows, or twenty of at most 400.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from threadpoolctl import threadpool_limits
 
 from graft.deploy.opening import EMBEDDING, INPUT, MANIFEST
 from graft.deploy.pack import Knowing
-from graft.deploy.unknown import ACCEPTED, METHOD, held_out_scores, score_graph, upper_quantile
+from graft.deploy.unknown import (
+    ACCEPTED,
+    METHOD,
+    held_out_scores,
+    left_out_together,
+    score_graph,
+    upper_quantile,
+)
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels
 from graft.studies.frame import Frame, Trial
@@ -35,11 +42,14 @@ from graft.studies.thresholds import adopted_thresholds
 COVERAGE = 0.9  # of the label sets
 COVERAGES = (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 MOST_EMBEDDED, MOST_CACHED = 1_500, 10_000  # images that the score is made from
+MOST_IN_PARTS = 400  # above, a fold left out changes little, and twenty subspaces take a second
 LEAST_IMAGES = 20  # below, neither a quantile nor a subspace means anything
 BATCH = 16
-OUT_OF_FOLD = "out-of-fold: the frozen network saw none of the images, each is scored from the other folds"
+OUT_OF_FOLD = (
+    "out-of-fold: the frozen network saw none of the images, each is scored without those near to it"
+)
 IN_SAMPLE = (
-    "in-sample: the network was trained on these images, only the statistics are from the other folds; on new images "
+    "in-sample: the network was trained on these images, only the statistics are without them; on new images "
     "more are called unknown than the threshold says"
 )
 
@@ -66,8 +76,10 @@ def knowing(
     else:
         embeddings = _embedded(model, open_pixels(frame.dataset, geometry, store=frame.store), rows)
     probabilities = trial.probabilities[chosen]
+    few = len(chosen) <= MOST_IN_PARTS
+    parts = left_out_together(frame.dataset.groups[rows]) if few else folds[chosen]
     with threadpool_limits(1):  # threads that wait for each other are slow on a busy machine
-        stranger, scores = held_out_scores(embeddings, probabilities, folds[chosen])
+        stranger, scores = held_out_scores(embeddings, probabilities, parts)
     right = probabilities.argmax(axis=1) == frame.targets[chosen]
     unknown = {
         "threshold": upper_quantile(scores, ACCEPTED),

@@ -12,8 +12,19 @@ from onnx import TensorProto, helper
 from graft.backbones.export import export
 from graft.backbones.opening import open_scratch
 from graft.backbones.scratch import ScratchDesign, build
-from graft.deploy.activation import NO_LINEAR_HEAD, NO_MAPS, with_activation
+from graft.deploy.activation import (
+    FINEST,
+    NO_LINEAR_HEAD,
+    NO_MAPS,
+    SEVERAL_NETWORKS,
+    spread_evenly,
+    with_activation,
+)
 from graft.deploy.assemble import assembled
+from graft.deploy.branches import averaged
+from graft.deploy.lean import without_activation
+from graft.deploy.quantise import prepared, quantised
+from graft.deploy.reading import READING, maps_of, read_together
 from graft.images.dataset import Preprocess
 
 OUTPUTS = ["probabilities", "embedding", "activation"]
@@ -81,6 +92,65 @@ def test_the_small_cnn_has_averages_maxima_and_levels() -> None:
     placed = features - 4  # the levels of the image have no place in it
     expected = embedding[:, :placed] @ weight[:placed]
     np.testing.assert_allclose(activation.mean(axis=(2, 3)), expected, rtol=1e-3, atol=1e-3)
+
+
+def deep(size: int, pool: int) -> tuple[onnx.ModelProto, np.ndarray]:
+    """The tiny network read at two depths, of which one has `pool` times fewer places a side, and the head's weight."""
+    window = {"kernel_shape": [pool, pool], "strides": [pool, pool]}
+    ways = [
+        node("MaxPool", ["active"], "coarse", **window),
+        node("ReduceMean", ["coarse"], TAP, axes=[2, 3], keepdims=0),
+    ]
+    maps = maps_of(pooled(trunk(size, 3), *ways), ["coarse", "active"])
+    weight = np.random.default_rng(4).normal(0, 4, (4 * FEATURES, len(LABELS))).astype(np.float32)
+    read = read_together(prepared(maps, noise(3, Preprocess(size))))
+    return assembled(read, READING, weight=weight, bias=head()[1], unit_length=True), weight
+
+
+@pytest.mark.parametrize(("size", "pool", "places"), [(12, 5, 10), (12, 3, 10), (40, 4, FINEST)])
+def test_depths_of_several_sizes_add_up_to_the_logit(size: int, pool: int, places: int) -> None:
+    whole, weight = deep(size, pool)
+    model, reason = with_activation(whole)
+    assert reason == ""
+    _, embedding, activation = run(model, noise(5, Preprocess(size)))
+    assert activation.shape == (5, len(LABELS), places, places)
+    np.testing.assert_allclose(activation.mean(axis=(2, 3)), embedding @ weight, rtol=1e-4, atol=1e-4)
+    assert activation.std(axis=(2, 3)).min() > 0
+
+
+def test_depths_in_8_bits_have_a_map_too() -> None:
+    whole, weight = deep(40, 2)
+    pixels = noise(8, Preprocess(40))
+    small = quantised(prepared(whole, pixels), pixels, upto=["maps0", "maps1"])
+    assert any(one.op_type == "QuantizeLinear" for one in small.graph.node)
+    model, reason = with_activation(small)
+    assert reason == ""
+    _, embedding, activation = run(model, pixels)
+    np.testing.assert_allclose(activation.mean(axis=(2, 3)), embedding @ weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(7, 28), (3, 10), (56, 28), (5, 4), (1, 6), (9, 9)])
+def test_a_line_of_values_is_spread_without_loss(given: int, wanted: int) -> None:
+    spread = spread_evenly(given, wanted)
+    np.testing.assert_allclose(spread.sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(spread.mean(axis=0), 1 / given, rtol=1e-5)
+    rising = spread @ np.arange(given)
+    assert (np.diff(rising) >= 0).all()
+
+
+def test_who_asks_for_answers_alone_does_not_compute_it() -> None:
+    whole, _ = deep(12, 3)
+    model, _ = with_activation(whole)
+    lean = onnx.load_from_string(without_activation(model.SerializeToString()))
+    assert list(lean.graph.node) == list(whole.graph.node)
+    assert [output.name for output in lean.graph.output] == OUTPUTS[:2]
+    for content in (b"", b"nothing", b"\x3a\xff", whole.SerializeToString()):
+        assert without_activation(content) == content
+
+
+def test_several_networks_say_why_they_have_none() -> None:
+    whole, _ = deep(12, 3)
+    assert with_activation(averaged([whole, whole]))[1] == SEVERAL_NETWORKS
 
 
 def test_what_can_have_none_says_why_and_stays_as_it_is() -> None:

@@ -44,7 +44,9 @@ def copied(made: Path, tmp_path: Path) -> Path:
 
 
 def change(folder: Path, how: Change) -> None:
+    """By somebody who removes the seal, so that what is changed must be found out by itself."""
     facts = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
+    facts.pop("facts_sha256", None)
     how(facts)
     (folder / "bundle.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -124,6 +126,58 @@ class TestRefusals:
     def test_a_missing_file(self, name: str, copied: Path) -> None:
         (copied / name).unlink()
         with pytest.raises(BundleError, match=name):
+            load(copied)
+
+    @pytest.mark.parametrize("name", ["labels.txt", "preprocess.onnx", "card.md"])
+    def test_a_file_of_the_format_that_is_not_listed(self, name: str, copied: Path) -> None:
+        change(copied, lambda facts: facts["files"].pop(name))
+        (copied / name).write_text("bees\nants\n")
+        with pytest.raises(BundleError, match=f"{name} is not in the list of files"):
+            load(copied)
+
+    def test_a_link_out_of_the_folder(self, copied: Path, made: Path) -> None:
+        (copied / "model.onnx").unlink()
+        (copied / "model.onnx").symlink_to(made.resolve() / "model.onnx")
+        with pytest.raises(BundleError, match=r"model\.onnx is a link that leads out"):
+            load(copied)
+
+    def test_links_within_the_folder_and_to_it_are_read(self, copied: Path, tmp_path: Path) -> None:
+        (copied / "..data").mkdir()
+        (copied / "model.onnx").rename(copied / "..data" / "model.onnx")
+        (copied / "model.onnx").symlink_to("..data/model.onnx")
+        (tmp_path / "link.graft").symlink_to(copied)
+        assert load(tmp_path / "link.graft").labels == LABELS
+
+    @pytest.mark.parametrize("gone", [True, False])
+    def test_a_decision_that_was_taken_away(self, gone: bool, copied: Path) -> None:
+        def forget(facts: dict[str, Any]) -> None:
+            facts["decision_sha256"] = "0" * 64
+            for name in ("thresholds", "unknown", "conformal"):
+                facts[name] = None
+                if gone:
+                    del facts[name]
+
+        change(copied, forget)
+        with pytest.raises(BundleError, match="altered where it says how to decide"):
+            load(copied)
+
+    @pytest.mark.parametrize("news", [{"headline": "always right"}, {"metrics": {"macro_f1": 1.0}}])
+    def test_altered_facts_that_change_no_answer(self, news: dict[str, Any], copied: Path) -> None:
+        facts = json.loads((copied / "bundle.json").read_text(encoding="utf-8"))
+        (copied / "bundle.json").write_text(json.dumps({**facts, **news}), encoding="utf-8")
+        with pytest.raises(BundleError, match=r"bundle\.json was altered"):
+            load(copied)
+        change(copied, lambda facts: None)
+        assert load(copied).facts["headline"] == news.get("headline", facts["headline"])
+
+    def test_numbers_that_json_does_not_know(self, copied: Path) -> None:
+        text = (
+            (copied / "bundle.json")
+            .read_text(encoding="utf-8")
+            .replace('"conformal": null', '"conformal": NaN')
+        )
+        (copied / "bundle.json").write_text(text, encoding="utf-8")
+        with pytest.raises(BundleError, match="NaN is no JSON"):
             load(copied)
 
     @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", ".", "", "a\0b", "\ud800"])

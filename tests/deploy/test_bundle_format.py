@@ -78,6 +78,8 @@ def test_a_reader_written_from_the_page_agrees(made: Path) -> None:
     assert facts["preprocess_sha256"] == compact(facts["preprocess"])
     decision = {name: facts[name] for name in ("conformal", "thresholds", "unknown")}
     assert facts["decision_sha256"] == compact(decision)
+    told = {name: value for name, value in facts.items() if name != "facts_sha256"}
+    assert facts["facts_sha256"] == compact(told)
     sessions = {}
     for name, expected in facts["files"].items():
         content = (made / name).read_bytes()

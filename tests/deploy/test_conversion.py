@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow
+import pyarrow.parquet
 import pytest
 from made_graphs import OUTPUT, SIZE, images, mobile
 from PIL import Image
 
 from graft import cli
+from graft.deploy import conversion
 from graft.deploy.assemble import assembled
 from graft.deploy.bundle import load
-from graft.deploy.conversion import is_int8, to_int8, to_onnx, to_openvino
+from graft.deploy.conversion import Converted, is_int8, to_int8, to_onnx, to_openvino
 from graft.deploy.pack import Check, pack
 from graft.deploy.quantise import outputs_of
 from graft.errors import BundleError, SettingsError
 from graft.images.dataset import Preprocess
+from graft.studies.photos import photos_beside
 
 LABELS = ("ant", "bee", "wasp")
 ABOUT = {
@@ -95,6 +101,43 @@ def test_openvino_answers_as_the_bundle(bundle: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ov" / "model.onnx").exists()
 
 
+def test_int8_tells_whose_figures_it_has(bundle: Path, photos: list[Path], tmp_path: Path) -> None:
+    made = to_int8(bundle, tmp_path / "small.graft", photos=photos)
+    facts = load(tmp_path / "small.graft").facts
+    card = (tmp_path / "small.graft" / "card.md").read_text(encoding="utf-8")
+    agreement = f"{made.agreement:.1%}"
+    assert "calibrated on 16 photos; all scores here are those of the float32 model" in card
+    assert f"{100 * made.agreement:.1f} % of cases" in card and f"{made.largest_difference:.4f}" in card
+    assert facts["headline"].startswith("none") and f"for {agreement} of 8 photos" in facts["headline"]
+    float_bytes = (bundle / "model.onnx").stat().st_size
+    assert facts["cost"]["bytes"] < float_bytes and facts["cost"]["latency_ms"] > 0
+    parity = facts["parity"]
+    assert parity["largest_difference"] == made.largest_difference > 0 and parity["tolerance"] is None
+    assert (parity["images"], parity["agreement"]) == (8, made.agreement)
+    assert "converted" not in (bundle / "card.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("form", [to_onnx, to_openvino])
+@pytest.mark.parametrize("own", [True, False])
+def test_8_bits_are_held_to_their_decisions(
+    bundle: Path,
+    photos: list[Path],
+    tmp_path: Path,
+    form: Callable[..., Converted],
+    own: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("openvino")
+    to_int8(bundle, tmp_path / "small.graft", photos=photos)
+    monkeypatch.setattr(conversion, "TOLERANCE", 0.0)  # so that rounding would be refused in float32
+    made = form(tmp_path / "small.graft", tmp_path / "made", photos=photos if own else [])
+    assert made.agreement >= 0.9
+    monkeypatch.setattr(conversion, "_checked", lambda *_: conversion._Checked(24, 0.3, 0.5))
+    with pytest.raises(BundleError, match="decides 50% of 24 pictures otherwise"):
+        form(tmp_path / "small.graft", tmp_path / "other", photos=photos)
+    assert not (tmp_path / "other").exists()
+
+
 def test_int8_without_photos_is_refused_with_a_sentence(
     bundle: Path, photos: list[Path], tmp_path: Path
 ) -> None:
@@ -134,3 +177,47 @@ def test_the_command(
     assert "of the decisions" in capsys.readouterr().out
     assert cli.main(["export", str(bundle), "--to", "tflite"]) == 2
     assert "onnx-int8" in capsys.readouterr().err
+
+
+@pytest.fixture
+def run_folder(bundle: Path, photos: list[Path], tmp_path: Path) -> Path:
+    """A run folder with the bundle, and `predictions.parquet` of which a photo is the locked test and one is gone."""
+    names = [photo.name for photo in photos]
+    run = tmp_path / "run"
+    shutil.copytree(bundle, run / "model.graft")
+    (run / "run.json").write_text(
+        json.dumps({"root": str(photos[0].parent), "dataset": {"fingerprint": ""}}), encoding="utf-8"
+    )
+    files = [*names[1:], *names[1:], "gone.png", names[0]]
+    splits = ["development"] * (len(files) - 1) + ["test"]
+    table = pyarrow.table({"file": files, "split": splits})
+    pyarrow.parquet.write_table(table, run / "predictions.parquet")
+    return run
+
+
+def test_images_of_the_study_calibrate(
+    run_folder: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["export", str(run_folder / "model.graft"), "--to"]
+    assert cli.main([*given, "onnx-int8"]) == 0
+    assert f"calibrated and checked on 23 images of {photos[0].parent}" in capsys.readouterr().out
+    facts = load(run_folder / "model-onnx-int8").facts
+    assert (facts["conversion"]["calibrated_on"], facts["conversion"]["checked_on"]) == (16, 7)
+    assert cli.main([*given, "onnx"]) == 0
+    assert f"checked on 23 images of {photos[0].parent}\n" in capsys.readouterr().out
+
+
+def test_images_of_another_study_do_not(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
+    for news in ({"dataset": {"fingerprint": "other"}}, {"root": "/nowhere"}, {"root": None}):
+        (run_folder / "run.json").write_text(json.dumps({**told, **news}), encoding="utf-8")
+        assert cli.main(["export", str(run_folder / "model.graft"), "--to", "onnx-int8"]) == 2
+        assert "Name a folder of them with --calibrate photos/." in capsys.readouterr().err
+
+
+def test_the_locked_test_is_never_among_the_photos(run_folder: Path, photos: list[Path]) -> None:
+    found = photos_beside(run_folder / "model.graft", load(run_folder / "model.graft").facts, most=100)
+    assert found is not None and len(found.photos) == 23
+    assert photos[0].read_bytes() not in found.photos
+    few = photos_beside(run_folder / "model.graft", load(run_folder / "model.graft").facts, most=5)
+    assert few is not None and len(few.photos) == 4  # the last of the five is gone

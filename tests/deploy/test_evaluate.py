@@ -160,6 +160,13 @@ def test_no_file_in_the_table_is_a_formula_and_every_class_is_itself(tmp_path: P
     assert all((folder / line["file"]).is_file() for line in lines)
 
 
+def test_a_folder_as_csv_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(tmp_path / "no.graft"), str(tmp_path), "--csv", str(tmp_path)]) == 2
+    assert f"--csv {tmp_path} is a folder" in capsys.readouterr().err
+
+
 def test_spelling() -> None:
     assert spelling_hint("Bee", LABELS) == "bee" and spelling_hint("wasp", LABELS) == "a wasp"
     assert spelling_hint("zebra", LABELS) == ""

@@ -117,7 +117,7 @@ def test_if_the_new_one_cannot_be_put_in_place_the_old_one_comes_back(
     before = content(folder)
     beside = tmp_path / "vanished"  # renaming it fails as a full or forbidden disk would
     with pytest.raises(FileNotFoundError):
-        packing._put_in_place(beside, folder)
+        packing.put_in_place(beside, folder)
     assert content(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["model.graft"]
 

@@ -75,6 +75,19 @@ def test_any_size(high: int, wide: int, channels: int, which: int, seed: int) ->
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_grey_with_alpha_is_grey_on_white(geometry: Preprocess) -> None:
+    picture = made(50, 70, 2)
+    seen = load(Image.fromarray(picture, "LA"), geometry)
+    assert np.abs(by_graph(picture, geometry).astype(int) - seen.astype(int)).mean() < 0.6
+
+
+def test_more_than_four_channels_are_refused() -> None:
+    for channels in (5, 6, 9):
+        with pytest.raises(Exception, match="out of data bounds"):
+            by_graph(made(20, 20, channels), GEOMETRIES[0])
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_odd_sizes(geometry: Preprocess) -> None:
     side = geometry.size
     shapes = ((4, 4), (4, 300), (300, 4), (side, side), (side + 1, side - 1), (601, 300))

@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from graft.deploy.unknown import ACCEPTED, held_out_scores, score_graph, subspace_of, upper_quantile
+from graft.deploy.unknown import (
+    ACCEPTED,
+    PARTS,
+    held_out_scores,
+    left_out_together,
+    score_graph,
+    subspace_of,
+    upper_quantile,
+)
 
 
 def drawn(count: int, features: int = 64, seed: int = 0, shift: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -44,6 +52,31 @@ def test_new_images_of_the_kind_are_accepted_and_others_are_not() -> None:
     assert 0.92 < (fresh <= limit).mean() < 0.98
     others = stranger.scores(*drawn(300, seed=2, shift=2.0))
     assert (others > limit).mean() > 0.95
+
+
+def test_the_threshold_of_few_images_is_that_of_the_packed_score() -> None:
+    """Thirds of few images are scored from so much smaller subspaces that nothing new is unknown."""
+
+    def images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.random.default_rng(seed).normal(0, 1, (count, 512)) * np.arange(1, 513) ** -0.7
+        return rows.astype(np.float32), np.tile(np.float32([0.9, 0.1]), (count, 1))
+
+    accepted: dict[str, list[float]] = {"twentieths": [], "thirds": []}
+    for seed in range(12):
+        for name, parts in (("twentieths", left_out_together(np.arange(80))), ("thirds", np.arange(80) % 3)):
+            stranger, held_out = held_out_scores(*images(80, seed), parts)
+            fresh = stranger.scores(*images(400, 1000 + seed))
+            accepted[name].append(float((fresh <= upper_quantile(held_out, ACCEPTED)).mean()))
+    assert 0.93 < np.mean(accepted["twentieths"]) < 0.985 < np.mean(accepted["thirds"])
+
+
+def test_groups_are_left_out_whole() -> None:
+    groups = np.repeat(np.arange(50) * 7, 3)
+    parts = left_out_together(groups)
+    assert (parts.reshape(50, 3) == parts[::3, None]).all()
+    assert set(parts) == set(range(PARTS))
+    assert np.bincount(parts[::3]).max() == 3
+    assert len(set(left_out_together(np.arange(4)))) == 4
 
 
 def test_a_certain_answer_is_no_infinity() -> None:
