@@ -146,5 +146,5 @@ def _confused(
         if _clear(right[0].astype(np.float64), side, np.bincount(side)) < BARELY:
             gained, lost = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
             guessed.append((float(binom.sf(gained - 1, gained + lost, 0.5)), pair))
-    chance, pair = min(guessed, default=(1.0, ()))
-    return pair if chance < CHANCE / max(1, len(guessed)) else ()
+    chance, surest = min(guessed, default=(1.0, ()))
+    return surest if chance < CHANCE / max(1, len(guessed)) else ()
