@@ -38,7 +38,7 @@ from graft.compute import Compute, choose
 from graft.deploy.bundle import Bundle
 from graft.deploy.opening import BATCH, EMBEDDING, INPUT, PROBABILITIES
 from graft.deploy.pack import Check, pack
-from graft.estimator_fitting import EXPONENTS, expected_of, fitted
+from graft.estimator_fitting import WEIGHTINGS, expected_of, fitted
 from graft.estimator_input import (
     InputError,
     ParameterError,
@@ -57,7 +57,7 @@ CHOICES = {
     "strategy": ("frozen", "finetuned", "scratch"),
     "input": INPUTS,
     "framing": ("auto", "crop", "squash", "pad"),
-    "balance": tuple(EXPONENTS),
+    "balance": tuple(WEIGHTINGS),
 }
 
 

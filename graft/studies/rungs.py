@@ -214,7 +214,7 @@ def scratch_rung(frame: Frame, done: Progress) -> Working:
     made, geometry = design(frame.dataset, development=len(frame.rows))
     yield from prepare(frame, [geometry])
     settings, kept = training_settings(frame), kept_for_the_end(frame.targets, done.trials)
-    trial = yield from scratching(frame, made, geometry, settings, kept_seconds=kept)
+    trial = yield from scratching(frame, made, geometry, settings, done.trials, kept_seconds=kept)
     if trial is not None:
         first = not done.trials
         done.trials.append(trial)

@@ -6,7 +6,7 @@ that is recorded with the fold, told in the report, and the one thing that makes
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels
 from graft.judging.cost import latency_ms
 from graft.store import content_key
+from graft.studies.balancing import balance_of_best_head
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.probe import LATENCY_THREADS
 from graft.studies.recipe import Recipe
@@ -37,7 +38,7 @@ NAME = "small_cnn/scratch"
 def scratch_recipe(
     frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings
 ) -> Recipe:
-    """The recipe of the network from random weights: nothing is frozen."""
+    """The recipe of the network from random weights: nothing is frozen, and each fold has a balance of its own."""
     return Recipe(
         name=NAME,
         strategy="scratch",
@@ -46,7 +47,9 @@ def scratch_recipe(
         geometry=geometry,
         tap="head",
         cut="",
-        settings=content_key(design.key, {name: repr(value) for name, value in asdict(settings).items()}),
+        settings=content_key(
+            "scratch.v2", design.key, {name: repr(value) for name, value in asdict(settings).items()}
+        ),
     )
 
 
@@ -55,10 +58,14 @@ def scratching(
     design: ScratchDesign,
     geometry: Preprocess,
     settings: TrainingSettings,
+    trials: Sequence[Trial],
     *,
     kept_seconds: float = 0.0,
 ) -> Generator[Event, None, Trial | None]:
-    """Train on every fold; of the budget, `kept_seconds` are for other work. Returns None if it ended before a fold did."""
+    """Train on every fold, balanced as the best head of the fold among the `trials` so far.
+
+    Of the budget, `kept_seconds` are for other work. Returns None if it ended before a fold did.
+    """
     recipe = scratch_recipe(frame, design, geometry, settings)
     probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
     seconds, curves = 0.0, []
@@ -76,7 +83,7 @@ def scratching(
                 frame,
                 recipe,
                 design,
-                settings,
+                replace(settings, balance=balance_of_best_head(frame, trials, fold)),
                 fold=fold,
                 rows=frame.learned_from(fold),
                 key=recipe.key,
@@ -136,6 +143,7 @@ def measured_fold(
         "name": recipe.name,
         "seconds": round(frame.journal.elapsed_seconds() - begun, 3),
         "images": len(rows),
+        "balance": settings.balance,
         "curve": curve,
     }
     if key == recipe.key:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from threading import Event as Flag
 from typing import Any
@@ -32,7 +33,8 @@ from graft.judging.metrics import METRICS
 from graft.store import Store
 from graft.studies import results
 from graft.studies.amounts import amounts_rung
-from graft.studies.beside import trunk_of_trial, what_of_new_subjects, where_the_data_stand
+from graft.studies.balancing import balance_on_all
+from graft.studies.beside import best_frozen, trunk_of_trial, what_of_new_subjects, where_the_data_stand
 from graft.studies.choice import Choice, Limits, choose
 from graft.studies.ensembles import ensembles_rung, fitting_ensemble, in_words
 from graft.studies.finish import (
@@ -279,7 +281,9 @@ def fitted_on_all(frame: Frame, done: Progress, chosen: Trial) -> Generator[Even
         from graft.backbones.scratch import design
 
         made, _ = design(frame.dataset, development=len(frame.rows))
-        return (yield from fitting_scratch(frame, chosen, made, training_settings(frame)))
+        balance = balance_on_all(frame, best_frozen(frame, done.trials))
+        settings = replace(training_settings(frame), balance=balance)
+        return (yield from fitting_scratch(frame, chosen, made, settings))
     if chosen.recipe.strategy == "shrunk":
         return (yield from fitting_shrunk(frame, chosen, done.trials))
     if chosen.recipe.strategy == "ensemble":

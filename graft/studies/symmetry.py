@@ -195,7 +195,7 @@ def _answers(
         for part in np.unique(parts):
             asked = np.flatnonzero(parts == part)
             learned = np.flatnonzero(parts != part)
-            head = ridge.fit(plain[learned], targets[learned], classes=classes, balances=(0.0,))
+            head = ridge.fit(plain[learned], targets[learned], classes=classes, balances=("none",))
             for side, features in enumerate((plain, mirrored)):
                 answers = head.probabilities(features[asked]).argmax(axis=1)
                 right[side, asked] = answers == targets[asked]

@@ -37,7 +37,7 @@ OVERHEAD = 4.0  # seconds to open and cut a network, and for the ridge heads of 
 AROUND_A_FOLD = (
     0.5  # seconds, where the rest was timed: with 2 s, five folds of 3 s (hymenoptera) were told to take 22 s
 )
-PLAN = "tuning_plan.v2"
+PLAN = "tuning_plan.v3"
 
 
 # Of the images that a fold learns from, so many are kept back to find the best epoch: a seventh, and hardly more than this
@@ -88,7 +88,8 @@ class Cost:
 class Option:
     """A frozen trial, the depth to tune it at, the settings of that, and what it costs by the count of its layers.
 
-    `shallow`: nothing but the last stage learns.
+    Each fold has a balance of its own instead of that of the settings (`graft.studies.balancing`). `shallow`: nothing but
+    the last stage learns.
     """
 
     trial: Trial
@@ -106,7 +107,7 @@ class Option:
             name=f"{base.name}+tuned:{self.cut or 'all'}",
             strategy="partial" if self.cut else "full",
             cut=self.cut,
-            settings=content_key("tune.v2", base.settings, asdict(self.settings)),
+            settings=content_key("tune.v3", base.settings, asdict(self.settings)),
         )
 
     def fold_seconds(self, images: int, held_out: int, cost: Cost | None = None) -> float:

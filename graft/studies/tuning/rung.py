@@ -22,6 +22,7 @@ from graft.backbones.catalogue import find
 from graft.backbones.weights import shelf
 from graft.errors import BackboneError
 from graft.judging.uncertainty import draw_weights, paired
+from graft.studies.balancing import balance_of_head, balance_on_all
 from graft.studies.beside import activations_of
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.journal import TRIALS
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 else:
     Tuned = Any
 
-SURVIVORS = "tuning_survivors"
+SURVIVORS = "tuning_survivors.v2"
 UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
 
 
@@ -232,11 +233,12 @@ def _fold(
     from graft.learning.finetune import predict
 
     frame, recipe = work.frame, option.recipe
+    balance = balance_of_head(frame, option.trial, fold)
     begun = frame.journal.elapsed_seconds()
     kept_in = frame.settings.out / TRIALS / f"{recipe.key[:16]}-{fold}.tune.safetensors"
     tuned, curve = yield from training(
         frame,
-        option.settings,
+        replace(option.settings, balance=balance),
         bench,
         rows=frame.learned_from(fold),
         seed=fold,
@@ -253,7 +255,7 @@ def _fold(
         compute=frame.compute,
     )
     seconds = round(frame.journal.elapsed_seconds() - begun, 3)
-    facts: dict[str, Any] = {"name": recipe.name, "seconds": seconds, "curve": curve}
+    facts: dict[str, Any] = {"name": recipe.name, "seconds": seconds, "balance": balance, "curve": curve}
     if fold == 0:
         facts["retrieval"] = retrieval_of_tuned(frame, bench, tuned)
     keep_tuned(frame, recipe.key, fold, tuned)
@@ -331,7 +333,11 @@ def refitting_tuned(
     best = [int(curve["best_epoch"]) for curve in trial.curves]
     temperature = float(np.median([curve["temperature"] for curve in trial.curves]))
     settings = replace(
-        option.settings, validation_share=0.0, stop_epoch=int(np.median(best)), temperature=temperature
+        option.settings,
+        balance=balance_on_all(frame, option.trial),
+        validation_share=0.0,
+        stop_epoch=int(np.median(best)),
+        temperature=temperature,
     )
     tuned, _ = yield from training(
         frame,
