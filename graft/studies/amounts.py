@@ -213,6 +213,7 @@ def _trained(
             fold=fold,
             rows=_rows(frame, share, fold),
             key=key,
+            seed=fold,
             deadline_seconds=max(1.0, DEADLINE_SHARE * share * seconds),
             text=f"from scratch on {share:.0%} of the images, fold {fold + 1}",
         )

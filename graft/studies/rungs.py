@@ -54,6 +54,9 @@ class Progress:
     trunks: dict[str, TrunkFile] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
     extras: dict[str, Any] = field(default_factory=dict)  # by its name in study.json
+    seeds: list[Trial] = field(
+        default_factory=list
+    )  # members of a mean over seeds, no candidates of their own
 
 
 def kept_for_the_end(targets: Int64[np.ndarray, " m"], trials: Sequence[Trial]) -> float:

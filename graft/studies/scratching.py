@@ -33,17 +33,21 @@ if TYPE_CHECKING:
     from graft.learning.training import Trained, TrainingSettings
 
 NAME = "small_cnn/scratch"
+APART = 10_000_000  # between the random seeds of two trainings of one recipe
 
 
 def scratch_recipe(
-    frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings
+    frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings, *, again: int = 0
 ) -> Recipe:
-    """The recipe of the network from random weights: nothing is frozen, and each fold has a balance of its own."""
+    """The recipe of the network from random weights: nothing is frozen, and each fold has a balance of its own.
+
+    `again`: 0 for the first training of a fold, more for others with a seed of their own.
+    """
     return Recipe(
-        name=NAME,
+        name=f"{NAME}, seed {again + 1}" if again else NAME,
         strategy="scratch",
         backbone="small_cnn",
-        weights=f"random:{frame.settings.seed}",
+        weights=f"random:{frame.settings.seed + APART * again}",
         geometry=geometry,
         tap="head",
         cut="",
@@ -61,12 +65,13 @@ def scratching(
     trials: Sequence[Trial],
     *,
     kept_seconds: float = 0.0,
+    again: int = 0,
 ) -> Generator[Event, None, Trial | None]:
     """Train on every fold, balanced as the best head of the fold among the `trials` so far.
 
     Of the budget, `kept_seconds` are for other work. Returns None if it ended before a fold did.
     """
-    recipe = scratch_recipe(frame, design, geometry, settings)
+    recipe = scratch_recipe(frame, design, geometry, settings, again=again)
     probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
     seconds, curves = 0.0, []
     for fold in range(frame.folds.count):
@@ -87,6 +92,7 @@ def scratching(
                 fold=fold,
                 rows=frame.learned_from(fold),
                 key=recipe.key,
+                seed=fold + APART * again,
                 deadline_seconds=max(1.0, share),
                 text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
             )
@@ -104,7 +110,13 @@ def scratching(
         latency_ms=latency,
         tap_index=0,
         taps=1,
-        about={"family": "small_cnn", "source": "random weights", "licence": "Apache-2.0", "runner": "torch"},
+        about={
+            "family": "small_cnn",
+            "source": "random weights",
+            "licence": "Apache-2.0",
+            "runner": "torch",
+            "again": again,
+        },
         curves=tuple(curves),
     )
 
@@ -118,6 +130,7 @@ def measured_fold(
     fold: int,
     rows: Int64[np.ndarray, " r"],
     key: str,
+    seed: int,
     deadline_seconds: float,
     text: str,
 ) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
@@ -133,7 +146,7 @@ def measured_fold(
         design,
         settings,
         rows=rows,
-        seed=fold,
+        seed=seed,
         deadline_seconds=deadline_seconds,
         text=text,
     )
@@ -223,7 +236,7 @@ def refitting(
         design,
         fixed,
         rows=frame.rows,
-        seed=999,
+        seed=999 + APART * trial.about.get("again", 0),
         deadline_seconds=None,
         text="from scratch, on all images",
     )

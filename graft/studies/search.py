@@ -61,6 +61,7 @@ from graft.studies.rungs import (
     training_settings,
     tuning_rung,
 )
+from graft.studies.seeds import seeds_rung
 from graft.studies.settings import Settings
 from graft.studies.shrinking.finish import fitting_shrunk
 from graft.studies.shrinking.rung import shrink_rung
@@ -139,6 +140,7 @@ def _rungs(frame: Frame, planned: Plan, done: Progress, ahead: Ahead, *, alone: 
     if alone and only is None and frame.remaining_seconds() > kept_for_the_end(frame.targets, done.trials):
         yield shrink_rung(frame, done)
     if alone:
+        yield seeds_rung(frame, done)
         yield ensembles_rung(frame, done)
 
 
@@ -288,7 +290,7 @@ def fitted_on_all(frame: Frame, done: Progress, chosen: Trial) -> Generator[Even
         return (yield from fitting_shrunk(frame, chosen, done.trials))
     if chosen.recipe.strategy == "ensemble":
         refitted = partial(fitted_on_all, frame, done)
-        return (yield from fitting_ensemble(chosen, done.trials, fit=refitted))
+        return (yield from fitting_ensemble(chosen, [*done.trials, *done.seeds], fit=refitted))
     if chosen.recipe.strategy in ("partial", "full"):
         return (yield from fitting_tuned(frame, chosen, done.trials))
     return (yield from fitting_frozen(frame, chosen, trunk_of_trial(frame, chosen)))

@@ -30,6 +30,7 @@ from graft.studies.retrieval import retrieval_of_tuned
 from graft.studies.tuning.bench import Bench, bench_of, cut_for, training
 from graft.studies.tuning.finalists import (
     DRAWS,
+    MOST_SEEDS,
     PLAN,
     Cost,
     Option,
@@ -48,6 +49,7 @@ else:
     Tuned = Any
 
 SURVIVORS = "tuning_survivors.v2"
+APART = 10_000_000  # between the random seeds of two trainings of one recipe
 UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
 
 
@@ -241,7 +243,7 @@ def _fold(
         replace(option.settings, balance=balance),
         bench,
         rows=frame.learned_from(fold),
-        seed=fold,
+        seed=fold + APART * option.seed,
         deadline_seconds=max(1.0, work.seconds_left),
         kept_in=kept_in,
         text=f"{recipe.name}, fold {fold + 1} of {frame.folds.count}",
@@ -319,12 +321,30 @@ def _not_worse(work: Tuning, tried: Sequence[Option]) -> list[str]:
     ]
 
 
+def tuning_again(
+    frame: Frame, first: Trial, trials: Sequence[Trial], *, seed: int, reserve: float
+) -> Generator[Event, None, Trial | None]:
+    """A tuned trial measured once more with another seed, on as many folds as the clock allows; None without any.
+
+    `reserve`: seconds of the budget that are kept for what comes after.
+    """
+    plan = _planned(frame, trials, 0.0)
+    option = next(one for one in plan.options if one.recipe.key == first.recipe.key)
+    again = replace(option, seed=seed)
+    row = {"id": again.recipe.name, "fold_seconds": first.train_seconds / len(first.curves)}
+    row |= {"cache_seconds": 0.0, "predicted_seconds": 0.0, "real_seconds": 0.0, "folds_done": 0}
+    work = Tuning(frame, plan, frame.settings.budget_seconds - reserve, [row])
+    yield from _folds(work, again, range(frame.folds.count))
+    return work.trials.get(again.recipe.key)
+
+
 def refitting_tuned(
     frame: Frame, trial: Trial, trials: Sequence[Trial]
 ) -> Generator[Event, None, tuple[Bench, Tuned]]:
     """Tune on every development image, for as many epochs of the plan as were best on the folds (their median)."""
     plan = _planned(frame, trials, 0.0)
-    option = next((one for one in plan.options if one.recipe.key == trial.recipe.key), None)
+    every = (replace(option, seed=seed) for option in plan.options for seed in range(MOST_SEEDS))
+    option = next((one for one in every if one.recipe.key == trial.recipe.key), None)
     if option is None:
         raise BackboneError(
             f"{trial.recipe.name} is not in the plan of this study. Run it again with --overwrite."
@@ -344,7 +364,7 @@ def refitting_tuned(
         settings,
         bench,
         rows=frame.rows,
-        seed=999,
+        seed=999 + APART * option.seed,
         deadline_seconds=None,
         kept_in=frame.settings.out / TRIALS / f"{trial.recipe.key[:16]}-all.tune.safetensors",
         text=f"{trial.recipe.name}, on all images",
