@@ -41,6 +41,7 @@ from graft.studies.tuning.finalists import (
     planned,
 )
 from graft.studies.tuning.kept_states import keep_tuned
+from graft.studies.tuning.norms import statistics_for, told
 from graft.studies.tuning.timing import timed
 
 if TYPE_CHECKING:
@@ -227,6 +228,7 @@ def _folds(work: Tuning, option: Option, folds: range) -> Generator[Event, None,
         row["predicted_seconds"] = round(row["predicted_seconds"] + row["fold_seconds"], 2)
         row["real_seconds"] = round(row["real_seconds"] + float(known[0]["seconds"]), 2)
         work.trials[key] = _trial(frame, option)
+        row["batch_norm_policy"] = told(work.trials[key].curves)
 
 
 def _fold(
@@ -237,10 +239,11 @@ def _fold(
     frame, recipe = work.frame, option.recipe
     balance = balance_of_head(frame, option.trial, fold)
     begun = frame.journal.elapsed_seconds()
+    norms = statistics_for(frame, bench, option.settings, frame.learned_from(fold))
     kept_in = frame.settings.out / TRIALS / f"{recipe.key[:16]}-{fold}.tune.safetensors"
     tuned, curve = yield from training(
         frame,
-        replace(option.settings, balance=balance),
+        replace(option.settings, balance=balance, batch_norm=norms["batch_norm"]),
         bench,
         rows=frame.learned_from(fold),
         seed=fold + APART * option.seed,
@@ -257,7 +260,12 @@ def _fold(
         compute=frame.compute,
     )
     seconds = round(frame.journal.elapsed_seconds() - begun, 3)
-    facts: dict[str, Any] = {"name": recipe.name, "seconds": seconds, "balance": balance, "curve": curve}
+    facts: dict[str, Any] = {
+        "name": recipe.name,
+        "seconds": seconds,
+        "balance": balance,
+        "curve": curve | norms,
+    }
     if fold == 0:
         facts["retrieval"] = retrieval_of_tuned(frame, bench, tuned)
     keep_tuned(frame, recipe.key, fold, tuned)
@@ -355,6 +363,7 @@ def refitting_tuned(
     settings = replace(
         option.settings,
         balance=balance_on_all(frame, option.trial),
+        batch_norm=statistics_for(frame, bench, option.settings, frame.rows)["batch_norm"],
         validation_share=0.0,
         stop_epoch=int(np.median(best)),
         temperature=temperature,
