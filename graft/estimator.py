@@ -39,7 +39,7 @@ from graft.deploy.bundle import Bundle
 from graft.deploy.opening import BATCH, EMBEDDING, INPUT, PROBABILITIES
 from graft.deploy.pack import Check, pack
 from graft.errors import SettingsError
-from graft.estimator_fitting import EXPONENTS, expected_of, fitted
+from graft.estimator_fitting import WEIGHTINGS, expected_of, fitted
 from graft.estimator_input import (
     InputError,
     ParameterError,
@@ -207,9 +207,9 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
         for name, valid in CHOICES.items():
             if getattr(self, name) not in valid:
                 raise ParameterError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(valid)}.")
-        if self.strategy == "frozen" and self.balance not in EXPONENTS:
+        if self.strategy == "frozen" and self.balance not in WEIGHTINGS:
             raise ParameterError(
-                f"balance={self.balance!r}: with strategy='frozen' choose one of {', '.join(EXPONENTS)}; the others are for "
+                f"balance={self.balance!r}: with strategy='frozen' choose one of {', '.join(WEIGHTINGS)}; the others are for "
                 "training."
             )
         if self.strategy == "scratch" and self.input not in ("rgb", "gray"):

@@ -39,7 +39,12 @@ from graft.learning import ridge
 from graft.store import Store, content_key
 
 PROBED = 4  # backbones at most where none was named
-EXPONENTS = {"auto": ridge.BALANCES, "none": (0.0,), "root": (0.5,), "full": (1.0,)}
+WEIGHTINGS: dict[str, tuple[ridge.Weighting, ...]] = {
+    "auto": ridge.BALANCES,
+    "none": ("none",),
+    "root": ("root",),
+    "full": ("full",),
+}
 
 
 def fitted(given: Given, wish: Wish) -> Model:
@@ -158,11 +163,11 @@ def _loss(probe: Probe, given: Given) -> float:
 
 
 def _frozen(probe: Probe, given: Given, wish: Wish) -> Model:
-    if wish.balance not in EXPONENTS:
+    if wish.balance not in WEIGHTINGS:
         raise ParameterError(
-            f"balance={wish.balance!r}: nothing but the head is learned here, so choose one of {', '.join(EXPONENTS)}."
+            f"balance={wish.balance!r}: nothing but the head is learned here, so choose one of {', '.join(WEIGHTINGS)}."
         )
-    head = ridge.fit(probe.rows, given.targets, classes=given.classes, balances=EXPONENTS[wish.balance])
+    head = ridge.fit(probe.rows, given.targets, classes=given.classes, balances=WEIGHTINGS[wish.balance])
     graph = assembled(
         onnx.load(str(probe.trunk.graph)),
         tap_output(probe.tap.index),

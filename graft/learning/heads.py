@@ -20,15 +20,20 @@ from threadpoolctl import threadpool_limits
 
 from graft.learning import ridge
 from graft.learning.inner import Balance, log_prior
-from graft.learning.ridge import Criterion, unit
+from graft.learning.ridge import Criterion, Weighting, unit
 
 HeadKind = Literal["ridge", "linear", "mlp"]
 
 HIDDEN = 256
 SMALL = 0.01  # the deviation of the first weights in front of the classes
 
-# What the closed-form head makes of a balance: the exponents of the class weights it may choose from.
-_EXPONENTS: dict[Balance, tuple[float, ...]] = {"none": (0.0,), "sampler": (1.0,), "logit": (0.0,)}
+# What the closed-form head makes of a balance: the weightings it may choose from.
+_WEIGHTINGS: dict[Balance, tuple[Weighting, ...]] = {
+    "none": ("none",),
+    "root": ridge.WEIGHTS,
+    "sampler": ("full",),
+    "logit": ("none",),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +100,7 @@ def ridge_head(
             targets,
             classes=classes,
             criterion=criterion,
-            balances=_EXPONENTS.get(balance, ridge.BALANCES),
+            balances=_WEIGHTINGS[balance],
             least_penalty=least_penalty,
         )
     softened = Head(found.weight, found.bias).softened(temperature)

@@ -108,7 +108,7 @@ def _answers(
     with threadpool_limits(1):
         for part in np.unique(parts):
             asked = parts == part
-            head = ridge.fit(features[~asked], labels[~asked], classes=classes, balances=(1.0,))
+            head = ridge.fit(features[~asked], labels[~asked], classes=classes, balances=("full",))
             answers[asked] = head.probabilities(features[asked])
     return answers
 

@@ -5,6 +5,7 @@ There is no learning rate, no epoch and no seed. One symmetric eigen-decompositi
 `[n, n]` and the covariance `[d, d]` gives the leave-one-out prediction of every image for every penalty (the classical
 identity `e_i / (1 - h_i)`: Golub, Heath and Wahba 1979); penalty, temperature and class weighting are chosen on those
 predictions (PreVal: Dempster, Webb and Schmidt 2024, arXiv 2401.15610), so nothing outside the given rows is seen.
+Drawing every class equally often is, in closed form, the weighting `full`: it needs no name of its own.
 
 Few rows flatter whatever is chosen on them. So the penalty is never below `LEAST / n**2`, and the temperature is fitted as
 if each image were of any class with a chance of 1 / (n + 1), which Platt (1999) did for two classes. Learned from
@@ -18,7 +19,8 @@ Not covered: more rows times features than fit in memory several times over.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import scipy.linalg
@@ -26,7 +28,6 @@ from jaxtyping import Float, Float32, Int
 from scipy.special import softmax
 
 PENALTIES = np.logspace(-5, 1, 19)  # relative to the largest eigenvalue: see Spectrum
-BALANCES = (0.0, 0.5, 1.0)
 UNBALANCED = 1.5  # below this ratio of the largest to the smallest class, weighting is not tried
 LEAST = 100.0  # the penalty of n rows is at least LEAST / n**2, or CEILING where that is more
 CEILING = 0.1
@@ -35,6 +36,13 @@ EXACT_ROWS = (
 )
 SCALES = (0.5, 200.0)  # what the logits may be multiplied by
 
+Weighting = Literal["none", "root", "full", "logit"]
+"""`root`, `full`: a class counts with the inverse (square root) of its frequency; `logit`: none does, but the logarithm of a
+class's share is subtracted from its logit (logit adjustment: Menon et al. 2021, arXiv 2007.07314)."""
+WEIGHTS: tuple[Weighting, ...] = ("none", "root", "full")
+BALANCES: tuple[Weighting, ...] = (*WEIGHTS, "logit")
+EXPONENTS = {"none": 0.0, "root": 0.5, "full": 1.0}
+
 Criterion = Callable[[Float[np.ndarray, "n k"], Int[np.ndarray, " n"]], float]
 
 
@@ -42,14 +50,15 @@ Criterion = Callable[[Float[np.ndarray, "n k"], Int[np.ndarray, " n"]], float]
 class RidgeHead:
     """`logits = unit(x) @ weight + bias`, with `unit` the division by the row's length; the temperature is inside.
 
-    `penalty` is relative to the largest eigenvalue, `balance` the exponent of the class weights `n_c ** -balance`.
+    `penalty` is relative to the largest eigenvalue; `score`: of the leave-one-out probabilities that `balance` was chosen by.
     """
 
     weight: Float32[np.ndarray, "d k"]
     bias: Float32[np.ndarray, " k"]
     penalty: float
-    balance: float
+    balance: Weighting
     scale: float
+    score: float
 
     def probabilities(self, features: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n k"]:
         """Class probabilities of new rows."""
@@ -69,33 +78,55 @@ def fit(
     *,
     classes: int,
     criterion: Criterion | None = None,
-    balances: Sequence[float] = BALANCES,
+    balances: Sequence[Weighting] = BALANCES,
     least_penalty: float = 0.0,
 ) -> RidgeHead:
     """The head for these rows, with a penalty of at least `least_penalty` (relative, as `PENALTIES` are).
 
     For each class weighting, penalty and scale are those of the lowest leave-one-out log loss; among the weightings,
     `criterion` (a score of leave-one-out probabilities, higher is better; default: minus the log loss) decides, and the
-    plainer one wins a tie. Weightings other than none are tried only where the classes are unbalanced.
+    plainer one wins a tie. Weightings other than the first are tried only where the classes are unbalanced.
     """
     rows = _prepared(features)
-    best: tuple[float, RidgeHead] | None = None
-    for balance in balances if _unbalanced(targets, classes) else balances[:1]:
-        head, held_out = _fit_one(
-            rows, targets, classes=classes, balance=balance, least_penalty=least_penalty
-        )
+    tried = balances if _unbalanced(targets, classes) else balances[:1]
+    solved = {
+        weighting: _fit_one(rows, targets, classes=classes, weighting=weighting, least_penalty=least_penalty)
+        for weighting in dict.fromkeys(map(_weighted, tried))
+    }
+    best: RidgeHead | None = None
+    for balance in tried:
+        head, held_out = solved[_weighted(balance)]
+        if balance == "logit":
+            head, held_out = _adjusted(head, held_out, targets)
         score = criterion(held_out, targets) if criterion else -log_loss(held_out, targets)
-        if best is None or score > best[0] + 1e-9:
-            best = (score, head)
+        if best is None or score > best.score + 1e-9:
+            best = replace(head, score=score)
     assert best is not None
-    return best[1]
+    return best
+
+
+def _weighted(balance: Weighting) -> Weighting:
+    """How the classes are weighted while the head is fitted."""
+    return "none" if balance == "logit" else balance
+
+
+def _adjusted(
+    head: RidgeHead, held_out: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"]
+) -> tuple[RidgeHead, Float[np.ndarray, "n k"]]:
+    """The head whose logits are adjusted, and its leave-one-out probabilities: no row is in the shares it is adjusted by."""
+    counts = np.bincount(targets, minlength=held_out.shape[1])
+    others = np.maximum(counts - np.eye(len(counts))[targets], 1)
+    fairer = (held_out / others).astype(held_out.dtype)
+    prior = np.log(np.maximum(counts, 1) / len(targets)).astype(np.float32)
+    adjusted = replace(head, bias=head.bias - prior, balance="logit")
+    return adjusted, fairer / fairer.sum(axis=1, keepdims=True)
 
 
 def leave_one_out(
     features: Float[np.ndarray, "n d"], targets: Int[np.ndarray, " n"], *, classes: int
 ) -> Float[np.ndarray, "n k"]:
     """Leave-one-out probabilities of the unweighted head, its penalty and scale chosen on themselves."""
-    return _fit_one(_prepared(features), targets, classes=classes, balance=0.0)[1]
+    return _fit_one(_prepared(features), targets, classes=classes, weighting="none")[1]
 
 
 def _prepared(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
@@ -125,10 +156,10 @@ def _fit_one(
     targets: Int[np.ndarray, " n"],
     *,
     classes: int,
-    balance: float,
+    weighting: Weighting,
     least_penalty: float = 0.0,
 ) -> tuple[RidgeHead, Float[np.ndarray, "n k"]]:
-    solution = Spectrum(rows, targets, classes=classes, balance=balance)
+    solution = Spectrum(rows, targets, classes=classes, balance=EXPONENTS[weighting])
     best: tuple[float, float, float, Float[np.ndarray, "n k"]] | None = None
     scale = 5.0
     for penalty in PENALTIES[max(least_penalty, least_penalty_of(len(rows))) <= PENALTIES]:
@@ -137,12 +168,10 @@ def _fit_one(
         if best is None or loss < best[0]:
             best = (loss, float(penalty), scale, held_out)
     assert best is not None
-    _, penalty, scale, held_out = best
+    loss, penalty, scale, held_out = best
     weight, bias = solution.coefficients(penalty)
-    head = RidgeHead(
-        (scale * weight).astype(np.float32), (scale * bias).astype(np.float32), penalty, balance, scale
-    )
-    return head, softmax(scale * held_out, axis=1)
+    weight, bias = (scale * weight).astype(np.float32), (scale * bias).astype(np.float32)
+    return RidgeHead(weight, bias, penalty, weighting, scale, -loss), softmax(scale * held_out, axis=1)
 
 
 class Spectrum:

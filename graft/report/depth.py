@@ -81,7 +81,7 @@ def section(record: Run, metric: str) -> dict[str, Any] | None:
     if not bases:
         return None
     folds = int(number(record.settings.get("folds")) or 0)
-    policies = {text(row, "id"): text(row, "batch_norm") for row in planned}
+    policies = {text(row, "id"): text(row, "batch_norm_policy") or text(row, "batch_norm") for row in planned}
     fallback = text(record.study, "training", "settings", "batch_norm")
     found = {
         base: _depths(

@@ -24,8 +24,10 @@ from threadpoolctl import threadpool_limits
 
 from graft.judging.uncertainty import draw_weights, estimate
 from graft.learning import ridge
+from graft.learning.inner import Balance
 from graft.store import content_key
 from graft.studies.amount_words import Point, amounts_sentence
+from graft.studies.balancing import UNASKED
 from graft.studies.beside import activations_of, best_frozen
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.rungs import Progress, Working, amount_folds, kept_for_the_end, training_settings
@@ -125,7 +127,7 @@ def _transferred(frame: Frame, trial: Trial, folds: Sequence[int]) -> Generator[
     measured = _whole(frame, trial, folds)
     features: Float32[np.ndarray, "n d"] | None = None
     for share in SHARES[:-1]:
-        key = content_key("amounts.v1", trial.recipe.key, repr(share))
+        key = content_key("amounts.v2", trial.recipe.key, repr(share))
         for fold in folds:
             known = frame.journal.fold(key, fold)
             if known is None:
@@ -199,7 +201,7 @@ def _trained(
     seconds: float,
 ) -> Generator[Event, None, np.ndarray | None]:
     """Held-out probabilities after training on the share of a fold's rows; None where `seconds` are none."""
-    key = content_key("amounts.v1", trial.recipe.key, repr(share))
+    key = content_key("amounts.v2", trial.recipe.key, repr(share))
     known = frame.journal.fold(key, fold)
     if known is None:
         if seconds <= 0:
@@ -208,14 +210,21 @@ def _trained(
             frame,
             replace(trial.recipe, name=f"{trial.recipe.name} from {share:.0%}"),
             made,
-            settings_for(settings, share),
+            replace(settings_for(settings, share), balance=_balance(frame, trial, fold)),
             fold=fold,
             rows=_rows(frame, share, fold),
             key=key,
+            seed=fold,
             deadline_seconds=max(1.0, DEADLINE_SHARE * share * seconds),
             text=f"from scratch on {share:.0%} of the images, fold {fold + 1}",
         )
     return known[1]
+
+
+def _balance(frame: Frame, trial: Trial, fold: int) -> Balance:
+    """That of the training on all images of the fold."""
+    known = frame.journal.find("fold", {"recipe": trial.recipe.key, "fold": fold})
+    return UNASKED if known is None else known["balance"]
 
 
 def settings_for(settings: TrainingSettings, share: float) -> TrainingSettings:

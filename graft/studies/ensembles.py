@@ -15,8 +15,8 @@ thousand means of a column. Fitting on all images costs what its members cost; o
 there are at most two, and where the budget has no time left for both the ensemble is told of but is no candidate.
 
 Not covered: the mean of the models of the folds of one recipe (every image was seen by all of them but one, so that it
-has no out-of-fold score), the mean over seeds of one recipe (`graft train --ensemble N`), and members that want their
-images decoded in different ways.
+has no out-of-fold score), the mean over seeds of one recipe (`graft.studies.seeds`), and members that want their images
+decoded in different ways.
 """
 
 from __future__ import annotations
@@ -165,6 +165,8 @@ def _usable(trials: Sequence[Trial]) -> tuple[list[Trial], list[dict[str, Any]]]
             why = "it cannot be packed"
         elif trial.recipe.strategy == "random":
             why = "its weights are random: it is a yardstick only"
+        elif trial.recipe.strategy == "ensemble":
+            why = "it is a mean itself"
         elif trial.recipe.strategy not in FITTED_AGAIN:
             why = "it cannot be fitted again on all images"
         elif trial.recipe.strategy == "shrunk" and trial.about["shrunk"]["base"] not in names:

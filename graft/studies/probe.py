@@ -119,7 +119,7 @@ def recipe_of(trunk: TrunkFile, tap: TapRow, *, suffix: str = "") -> Recipe:
         geometry=trunk.geometry,
         tap=tap.name,
         cut=tap.name,
-        settings=content_key("ridge.v1", trunk.runner, len(trunk.taps)),
+        settings=content_key("ridge.v2", trunk.runner, len(trunk.taps)),
         look=trunk.look,
     )
 
@@ -172,7 +172,7 @@ def _out_of_fold(
         # One BLAS thread per fold: the same rounding on any number of cores, and no spinning against each other.
         with threadpool_limits(1), ThreadPoolExecutor(frame.compute.threads) as pool:
             for fold, (head, rows, seconds) in zip(missing, pool.map(measured, missing), strict=True):
-                facts = {"penalty": head.penalty, "balance": head.balance}
+                facts = {"penalty": head.penalty, "balance": head.balance, "inner_score": head.score}
                 known[fold] = _recorded(frame, recipe, fold, rows, seconds=seconds, facts=facts)
     probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
     total = 0.0

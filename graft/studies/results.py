@@ -221,15 +221,15 @@ def _per_fold(frame: Frame, trial: Trial, metric: str) -> list[float]:
     return values
 
 
-def _balances(frame: Frame, recipe: str) -> list[float] | None:
-    """The exponent of the class weights on each finished fold, chosen inside it; None where no ridge head was fitted."""
+def _balances(frame: Frame, recipe: str) -> list[str] | None:
+    """How much rare classes counted on each finished fold, chosen inside it; None where nothing was learned from them."""
     folds = {
         record["fold"]: record
         for record in frame.journal.records
         if record["kind"] == "fold" and record.get("recipe") == recipe and record["fold"] >= 0
     }
     found = [folds[fold].get("balance") for fold in sorted(folds)]
-    return [float(value) for value in found if value is not None] or None
+    return [value for value in found if value is not None] or None
 
 
 def scratch_against_transfer(frame: Frame, trials: Sequence[Trial], choice: Choice) -> dict[str, Any]:

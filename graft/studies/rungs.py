@@ -55,6 +55,9 @@ class Progress:
     trunks: dict[str, TrunkFile] = field(default_factory=dict)
     plan: list[dict[str, Any]] = field(default_factory=list)
     extras: dict[str, Any] = field(default_factory=dict)  # by its name in study.json
+    seeds: list[Trial] = field(
+        default_factory=list
+    )  # members of a mean over seeds, no candidates of their own
 
 
 def kept_for_the_end(targets: Int64[np.ndarray, " m"], trials: Sequence[Trial]) -> float:
@@ -240,7 +243,7 @@ def scratch_rung(frame: Frame, done: Progress) -> Working:
     made, geometry = design(frame.dataset, development=len(frame.rows))
     yield from prepare(frame, [geometry])
     settings, kept = training_settings(frame), kept_for_the_end(frame.targets, done.trials)
-    trial = yield from scratching(frame, made, geometry, settings, kept_seconds=kept)
+    trial = yield from scratching(frame, made, geometry, settings, done.trials, kept_seconds=kept)
     if trial is not None:
         first = not done.trials
         done.trials.append(trial)

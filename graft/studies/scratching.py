@@ -6,7 +6,7 @@ that is recorded with the fold, told in the report, and the one thing that makes
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels
 from graft.judging.cost import latency_ms
 from graft.store import content_key
+from graft.studies.balancing import balance_of_best_head
 from graft.studies.epochs import epoch_facts
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.probe import LATENCY_THREADS
@@ -33,21 +34,27 @@ if TYPE_CHECKING:
     from graft.learning.training import Trained, TrainingSettings
 
 NAME = "small_cnn/scratch"
+APART = 10_000_000  # between the random seeds of two trainings of one recipe
 
 
 def scratch_recipe(
-    frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings
+    frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings, *, again: int = 0
 ) -> Recipe:
-    """The recipe of the network from random weights: nothing is frozen."""
+    """The recipe of the network from random weights: nothing is frozen, and each fold has a balance of its own.
+
+    `again`: 0 for the first training of a fold, more for others with a seed of their own.
+    """
     return Recipe(
-        name=NAME,
+        name=f"{NAME}, seed {again + 1}" if again else NAME,
         strategy="scratch",
         backbone="small_cnn",
-        weights=f"random:{frame.settings.seed}",
+        weights=f"random:{frame.settings.seed + APART * again}",
         geometry=geometry,
         tap="head",
         cut="",
-        settings=content_key(design.key, {name: repr(value) for name, value in asdict(settings).items()}),
+        settings=content_key(
+            "scratch.v2", design.key, {name: repr(value) for name, value in asdict(settings).items()}
+        ),
     )
 
 
@@ -56,11 +63,16 @@ def scratching(
     design: ScratchDesign,
     geometry: Preprocess,
     settings: TrainingSettings,
+    trials: Sequence[Trial],
     *,
     kept_seconds: float = 0.0,
+    again: int = 0,
 ) -> Generator[Event, None, Trial | None]:
-    """Train on every fold; of the budget, `kept_seconds` are for other work. Returns None if it ended before a fold did."""
-    recipe = scratch_recipe(frame, design, geometry, settings)
+    """Train on every fold, balanced as the best head of the fold among the `trials` so far.
+
+    Of the budget, `kept_seconds` are for other work. Returns None if it ended before a fold did.
+    """
+    recipe = scratch_recipe(frame, design, geometry, settings, again=again)
     probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
     seconds, curves = 0.0, []
     for fold in range(frame.folds.count):
@@ -77,10 +89,11 @@ def scratching(
                 frame,
                 recipe,
                 design,
-                settings,
+                replace(settings, balance=balance_of_best_head(frame, trials, fold)),
                 fold=fold,
                 rows=frame.learned_from(fold),
                 key=recipe.key,
+                seed=fold + APART * again,
                 deadline_seconds=max(1.0, share),
                 text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
             )
@@ -98,7 +111,13 @@ def scratching(
         latency_ms=latency,
         tap_index=0,
         taps=1,
-        about={"family": "small_cnn", "source": "random weights", "licence": "Apache-2.0", "runner": "torch"},
+        about={
+            "family": "small_cnn",
+            "source": "random weights",
+            "licence": "Apache-2.0",
+            "runner": "torch",
+            "again": again,
+        },
         curves=tuple(curves),
     )
 
@@ -112,6 +131,7 @@ def measured_fold(
     fold: int,
     rows: Int64[np.ndarray, " r"],
     key: str,
+    seed: int,
     deadline_seconds: float,
     text: str,
 ) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
@@ -127,7 +147,7 @@ def measured_fold(
         design,
         settings,
         rows=rows,
-        seed=fold,
+        seed=seed,
         deadline_seconds=deadline_seconds,
         text=text,
     )
@@ -137,6 +157,7 @@ def measured_fold(
         "name": recipe.name,
         "seconds": round(frame.journal.elapsed_seconds() - begun, 3),
         "images": len(rows),
+        "balance": settings.balance,
         "curve": curve,
     }
     if key == recipe.key:
@@ -217,7 +238,7 @@ def refitting(
         design,
         fixed,
         rows=frame.rows,
-        seed=999,
+        seed=999 + APART * trial.about.get("again", 0),
         deadline_seconds=None,
         text="from scratch, on all images",
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from threading import Event as Flag
 from typing import Any
@@ -32,7 +33,8 @@ from graft.judging.metrics import METRICS
 from graft.store import Store
 from graft.studies import results
 from graft.studies.amounts import amounts_rung
-from graft.studies.beside import trunk_of_trial, what_of_new_subjects, where_the_data_stand
+from graft.studies.balancing import balance_on_all
+from graft.studies.beside import best_frozen, trunk_of_trial, what_of_new_subjects, where_the_data_stand
 from graft.studies.choice import Choice, Limits, choose
 from graft.studies.ensembles import ensembles_rung, fitting_ensemble, in_words
 from graft.studies.finish import (
@@ -61,6 +63,7 @@ from graft.studies.rungs import (
     tuning_rung,
 )
 from graft.studies.schedule import RUNG, spent, told
+from graft.studies.seeds import seeds_rung
 from graft.studies.settings import Settings
 from graft.studies.shrinking.finish import fitting_shrunk
 from graft.studies.shrinking.rung import shrink_rung
@@ -146,6 +149,7 @@ def _rungs(
     if alone and only is None:
         yield "shrinking", shrink_rung(frame, done)
     if alone:
+        yield "further seeds", seeds_rung(frame, done)
         yield "selecting an ensemble", ensembles_rung(frame, done)
 
 
@@ -326,12 +330,14 @@ def fitted_on_all(frame: Frame, done: Progress, chosen: Trial) -> Generator[Even
         from graft.backbones.scratch import design
 
         made, _ = design(frame.dataset, development=len(frame.rows))
-        return (yield from fitting_scratch(frame, chosen, made, training_settings(frame)))
+        balance = balance_on_all(frame, best_frozen(frame, done.trials))
+        settings = replace(training_settings(frame), balance=balance)
+        return (yield from fitting_scratch(frame, chosen, made, settings))
     if chosen.recipe.strategy == "shrunk":
         return (yield from fitting_shrunk(frame, chosen, done.trials))
     if chosen.recipe.strategy == "ensemble":
         refitted = partial(fitted_on_all, frame, done)
-        return (yield from fitting_ensemble(chosen, done.trials, fit=refitted))
+        return (yield from fitting_ensemble(chosen, [*done.trials, *done.seeds], fit=refitted))
     if chosen.recipe.strategy in ("partial", "full"):
         return (yield from fitting_tuned(frame, chosen, done.trials))
     return (yield from fitting_frozen(frame, chosen, trunk_of_trial(frame, chosen)))

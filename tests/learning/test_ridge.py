@@ -11,7 +11,17 @@ from scipy.special import softmax
 from sklearn.linear_model import Ridge
 
 from graft.learning import ridge
-from graft.learning.ridge import BALANCES, PENALTIES, SCALES, Spectrum, fit, leave_one_out, log_loss, unit
+from graft.learning.ridge import (
+    BALANCES,
+    EXPONENTS,
+    PENALTIES,
+    SCALES,
+    Spectrum,
+    fit,
+    leave_one_out,
+    log_loss,
+    unit,
+)
 
 
 def made(
@@ -73,7 +83,7 @@ KINDS = ("plain", "constant feature", "constant", "duplicates", "missing class")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize("balance", list(EXPONENTS.values()))
 @pytest.mark.parametrize(("n", "d"), [(40, 7), (12, 30), (25, 25), (30, 1)])
 def test_leave_one_out_is_refitting_without_the_row(n: int, d: int, balance: float, kind: str) -> None:
     rows, targets = made(n, d, 3, kind=kind)
@@ -101,7 +111,7 @@ def test_leave_one_out_in_float32(n: int, d: int, balance: float) -> None:
     d=st.integers(1, 30),
     classes=st.integers(2, 6),
     seed=st.integers(0, 1000),
-    balance=st.sampled_from(BALANCES),
+    balance=st.sampled_from(list(EXPONENTS.values())),
     penalty=st.sampled_from([float(p) for p in PENALTIES if p >= 1e-4]),
     kind=st.sampled_from(KINDS),
 )
@@ -115,7 +125,7 @@ def test_leave_one_out_of_any_shape(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize("balance", list(EXPONENTS.values()))
 @pytest.mark.parametrize(("n", "d"), [(40, 7), (12, 30), (30, 1)])
 def test_coefficients_are_those_of_scikit_learn(n: int, d: int, balance: float, kind: str) -> None:
     rows, targets = made(n, d, 3, kind=kind)
@@ -169,7 +179,7 @@ def test_a_scale_without_a_minimum_stays_within_its_limits() -> None:
 def test_the_penalty_has_the_lowest_leave_one_out_log_loss() -> None:
     rows, targets = made(60, 20, 3)
     targets[::4] = 0  # wrong labels: without penalty they would be learned
-    head = fit(rows, targets, classes=3, balances=(0.0,))
+    head = fit(rows, targets, classes=3, balances=("none",))
     solution = Spectrum(unit(rows), targets, classes=3, balance=0.0)
     losses = {p: ridge._best_scale(solution.leave_one_out(p), targets)[0] for p in map(float, PENALTIES)}
     assert head.penalty == min(losses, key=losses.__getitem__) > ridge.least_penalty_of(60)
@@ -197,7 +207,7 @@ def test_the_criterion_chooses_the_class_weighting_from_leave_one_out_probabilit
     for wanted, balance in enumerate(BALANCES):
         assert fit(rows, targets, classes=3, criterion=prefer(wanted)).balance == balance
     np.testing.assert_array_equal(seen[0], leave_one_out(rows, targets, classes=3))
-    assert fit(rows, targets, classes=3, criterion=lambda _p, _t: 0.5).balance == 0.0, (
+    assert fit(rows, targets, classes=3, criterion=lambda _p, _t: 0.5).balance == "none", (
         "the plainer one wins a tie"
     )
 
@@ -214,10 +224,29 @@ def test_weighting_is_tried_only_where_classes_are_unbalanced() -> None:
 def test_weighting_helps_the_rare_class() -> None:
     rows, targets = made(400, 3, 4, seed=3)
     recalls = []
-    for balance in (0.0, 1.0):
+    for balance in ("none", "full", "logit"):
         answers = fit(rows, targets, classes=4, balances=(balance,)).probabilities(rows).argmax(1)
         recalls.append(np.mean([(answers[targets == c] == c).mean() for c in range(4)]))
-    assert recalls[1] > recalls[0] + 0.02
+    assert min(recalls[1:]) > recalls[0] + 0.02
+
+
+def test_adjusted_logits_are_judged_without_the_row_itself() -> None:
+    """The shares that a leave-one-out prediction is adjusted by are those of the other rows."""
+    rows, targets = made(90, 5, 3)
+    seen: list[np.ndarray] = []
+
+    def keep(probabilities: np.ndarray, _: np.ndarray) -> float:
+        seen.append(probabilities)
+        return float(len(seen))
+
+    head = fit(rows, targets, classes=3, criterion=keep)
+    plain = fit(rows, targets, classes=3, balances=("none",))
+    assert (head.balance, head.score) == ("logit", float(len(BALANCES)))
+    np.testing.assert_allclose(head.bias, plain.bias - np.log(np.bincount(targets) / 90), atol=1e-6)
+    for row in (0, 41, 89):
+        others = np.bincount(np.delete(targets, row), minlength=3)
+        expected = seen[0][row] / others
+        np.testing.assert_allclose(seen[-1][row], expected / expected.sum(), rtol=1e-5)
 
 
 def test_rows_held_out_do_not_touch_the_head() -> None:
@@ -254,7 +283,7 @@ def test_probabilities_are_finite_and_sum_to_one(
 
 def test_features_that_say_nothing_give_the_frequencies_of_the_classes() -> None:
     targets = np.repeat([0, 1, 2], [40, 20, 10])
-    head = fit(np.zeros((70, 6), np.float32), targets, classes=3, balances=(0.0,))
+    head = fit(np.zeros((70, 6), np.float32), targets, classes=3, balances=("none",))
     probabilities = head.probabilities(np.zeros((1, 6), np.float32))[0]
     assert probabilities[0] > probabilities[1] > probabilities[2] > 0.05
     assert not head.weight.any()

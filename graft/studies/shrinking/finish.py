@@ -29,6 +29,8 @@ from graft.errors import BundleError, RunError
 from graft.judging.metrics import METRICS
 from graft.learning import ridge
 from graft.studies import results
+from graft.studies.balancing import balance_on_all
+from graft.studies.beside import best_frozen
 from graft.studies.choice import Limits, choose, megabytes
 from graft.studies.finish import Fitted, packing
 from graft.studies.frame import Event, Frame, Trial
@@ -111,7 +113,9 @@ def _trained_on_all(frame: Frame, base: Trial, trials: Sequence[Trial]) -> Gener
         from graft.studies.scratching import refitting
 
         made, geometry = design(frame.dataset, development=len(frame.rows))
-        trained = yield from refitting(frame, base, made, training_settings(frame))
+        balance = balance_on_all(frame, best_frozen(frame, trials))
+        settings = replace(training_settings(frame), balance=balance)
+        trained = yield from refitting(frame, base, made, settings)
         return network_trained(frame, trained, geometry)
     return network_of(frame, base, 0)
 

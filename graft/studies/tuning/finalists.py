@@ -31,13 +31,14 @@ else:
     TuneSettings = Any
 
 MOST = 4
+MOST_SEEDS = 3  # of one recipe
 DRAWS = 400
 REFIT = 1.3  # of a fold: the last fit on all images
 OVERHEAD = 4.0  # seconds to open and cut a network, and for the ridge heads of a fold
 AROUND_A_FOLD = (
     0.5  # seconds, where the rest was timed: with 2 s, five folds of 3 s (hymenoptera) were told to take 22 s
 )
-PLAN = "tuning_plan.v2"
+PLAN = "tuning_plan.v3"
 
 
 # Of the images that a fold learns from, so many are kept back to find the best epoch: a seventh, and hardly more than this
@@ -88,7 +89,8 @@ class Cost:
 class Option:
     """A frozen trial, the depth to tune it at, the settings of that, and what it costs by the count of its layers.
 
-    `shallow`: nothing but the last stage learns.
+    Each fold has a balance of its own instead of that of the settings (`graft.studies.balancing`). `shallow`: nothing but
+    the last stage learns. `seed`: 0 for the first training of a fold, more for others of the same recipe.
     """
 
     trial: Trial
@@ -96,17 +98,21 @@ class Option:
     settings: TuneSettings
     cost: Cost
     shallow: bool = False
+    seed: int = 0
 
     @property
     def recipe(self) -> Recipe:
         """`partial` above the input, `full` from there."""
         base = self.trial.recipe
+        again = f", seed {self.seed + 1}" if self.seed else ""
         return replace(
             base,
-            name=f"{base.name}+tuned:{self.cut or 'all'}",
+            name=f"{base.name}+tuned:{self.cut or 'all'}{again}",
             strategy="partial" if self.cut else "full",
             cut=self.cut,
-            settings=content_key("tune.v2", base.settings, asdict(self.settings)),
+            settings=content_key(
+                "tune.v3", base.settings, asdict(self.settings), *([self.seed] if self.seed else [])
+            ),
         )
 
     def fold_seconds(self, images: int, held_out: int, cost: Cost | None = None) -> float:

@@ -22,6 +22,7 @@ from graft.backbones.catalogue import find
 from graft.backbones.weights import shelf
 from graft.errors import BackboneError
 from graft.judging.uncertainty import draw_weights, paired
+from graft.studies.balancing import balance_of_head, balance_on_all
 from graft.studies.beside import activations_of
 from graft.studies.frame import Event, Frame, Trial, budget_of, criterion
 from graft.studies.journal import TRIALS
@@ -29,6 +30,7 @@ from graft.studies.retrieval import retrieval_of_tuned
 from graft.studies.tuning.bench import Bench, bench_of, cut_for, training
 from graft.studies.tuning.finalists import (
     DRAWS,
+    MOST_SEEDS,
     PLAN,
     Cost,
     Option,
@@ -39,6 +41,7 @@ from graft.studies.tuning.finalists import (
     planned,
 )
 from graft.studies.tuning.kept_states import keep_tuned
+from graft.studies.tuning.norms import statistics_for, told
 from graft.studies.tuning.timing import timed
 
 if TYPE_CHECKING:
@@ -46,11 +49,10 @@ if TYPE_CHECKING:
 else:
     Tuned = Any
 
-SURVIVORS = "tuning_survivors"
+SURVIVORS = "tuning_survivors.v2"
+APART = 10_000_000  # between the random seeds of two trainings of one recipe
 SLOWER = 2.0  # times as long as predicted a fold may take, on a machine that became slower meanwhile
-NEARLY_ALL = (
-    0.8  # of its share of the budget is left when the rung begins, or the plan is made for what is left
-)
+NEARLY_ALL = 0.8  # of its share is left when the rung begins, or the plan is made for what is left
 UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
 
 
@@ -249,6 +251,7 @@ def _folds(work: Tuning, option: Option, folds: range) -> Generator[Event, None,
         row["predicted_seconds"] = round(row["predicted_seconds"] + row["fold_seconds"], 2)
         row["real_seconds"] = round(row["real_seconds"] + float(known[0]["seconds"]), 2)
         work.trials[key] = _trial(frame, option)
+        row["batch_norm_policy"] = told(work.trials[key].curves)
 
 
 def _fold(
@@ -257,14 +260,16 @@ def _fold(
     from graft.learning.finetune import predict
 
     frame, recipe = work.frame, option.recipe
+    balance = balance_of_head(frame, option.trial, fold)
     begun = frame.journal.elapsed_seconds()
+    norms = statistics_for(frame, bench, option.settings, frame.learned_from(fold))
     kept_in = frame.settings.out / TRIALS / f"{recipe.key[:16]}-{fold}.tune.safetensors"
     tuned, curve = yield from training(
         frame,
-        option.settings,
+        replace(option.settings, balance=balance, batch_norm=norms["batch_norm"]),
         bench,
         rows=frame.learned_from(fold),
-        seed=fold,
+        seed=fold + APART * option.seed,
         deadline_seconds=max(1.0, min(work.seconds_left, SLOWER * _row(work, option)["fold_seconds"])),
         kept_in=kept_in,
         text=f"{recipe.name}, fold {fold + 1} of {frame.folds.count}",
@@ -278,7 +283,12 @@ def _fold(
         compute=frame.compute,
     )
     seconds = round(frame.journal.elapsed_seconds() - begun, 3)
-    facts: dict[str, Any] = {"name": recipe.name, "seconds": seconds, "curve": curve}
+    facts: dict[str, Any] = {
+        "name": recipe.name,
+        "seconds": seconds,
+        "balance": balance,
+        "curve": curve | norms,
+    }
     if fold == 0:
         facts["retrieval"] = retrieval_of_tuned(frame, bench, tuned)
     keep_tuned(frame, recipe.key, fold, tuned)
@@ -348,12 +358,30 @@ def _not_worse(work: Tuning, tried: Sequence[Option]) -> list[str]:
     ]
 
 
+def tuning_again(
+    frame: Frame, first: Trial, trials: Sequence[Trial], *, seed: int, reserve: float
+) -> Generator[Event, None, Trial | None]:
+    """A tuned trial measured once more with another seed, on as many folds as the clock allows; None without any.
+
+    `reserve`: seconds of the budget that are kept for what comes after.
+    """
+    plan = _planned(frame, trials, 0.0)
+    option = next(one for one in plan.options if one.recipe.key == first.recipe.key)
+    again = replace(option, seed=seed)
+    row = {"id": again.recipe.name, "fold_seconds": first.train_seconds / len(first.curves)}
+    row |= {"cache_seconds": 0.0, "predicted_seconds": 0.0, "real_seconds": 0.0, "folds_done": 0}
+    work = Tuning(frame, plan, frame.settings.budget_seconds - reserve, [row])
+    yield from _folds(work, again, range(frame.folds.count))
+    return work.trials.get(again.recipe.key)
+
+
 def refitting_tuned(
     frame: Frame, trial: Trial, trials: Sequence[Trial]
 ) -> Generator[Event, None, tuple[Bench, Tuned]]:
     """Tune on every development image, for as many epochs of the plan as were best on the folds (their median)."""
     plan = _planned(frame, trials, 0.0)
-    option = next((one for one in plan.options if one.recipe.key == trial.recipe.key), None)
+    every = (replace(option, seed=seed) for option in plan.options for seed in range(MOST_SEEDS))
+    option = next((one for one in every if one.recipe.key == trial.recipe.key), None)
     if option is None:
         raise BackboneError(
             f"{trial.recipe.name} is not in the plan of this study. Run it again with --overwrite."
@@ -362,14 +390,19 @@ def refitting_tuned(
     best = [int(curve["best_epoch"]) for curve in trial.curves]
     temperature = float(np.median([curve["temperature"] for curve in trial.curves]))
     settings = replace(
-        option.settings, validation_share=0.0, stop_epoch=int(np.median(best)), temperature=temperature
+        option.settings,
+        balance=balance_on_all(frame, option.trial),
+        batch_norm=statistics_for(frame, bench, option.settings, frame.rows)["batch_norm"],
+        validation_share=0.0,
+        stop_epoch=int(np.median(best)),
+        temperature=temperature,
     )
     tuned, _ = yield from training(
         frame,
         settings,
         bench,
         rows=frame.rows,
-        seed=999,
+        seed=999 + APART * option.seed,
         deadline_seconds=None,
         kept_in=frame.settings.out / TRIALS / f"{trial.recipe.key[:16]}-all.tune.safetensors",
         text=f"{trial.recipe.name}, on all images",

@@ -44,7 +44,7 @@ def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
         maps = source.training(rows, torch.Generator().manual_seed(0))
         features = cutting.tail.to(frame.compute.device)(maps.float()).shape[1]
         zeros = np.zeros((features, frame.classes), np.float32)
-        head = RidgeHead(zeros, zeros[0].copy(), 0.0, 0.0, 1.0)
+        head = RidgeHead(zeros, zeros[0].copy(), 0.0, "none", 1.0, 0.0)
         tuner = Tuner(cutting, head, rates_of(option.settings), frame.compute, statistics=False)
 
         def step() -> None:
