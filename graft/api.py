@@ -29,7 +29,7 @@ def study(
     budget: str | int | float = "10m",
     weights: str | Path | None = None,
     backbones: str | Sequence[str] = "auto",
-    folds: int = 5,
+    folds: int | str = 5,
     metric: str = "macro_f1",
     max_size: str | int | None = None,
     max_latency: str | int | float | None = None,
@@ -37,7 +37,7 @@ def study(
     fit: str = "auto",
     groups: str = "near",
     device: str = "auto",
-    seed: int = 0,
+    seed: int | str = 0,
     overwrite: bool = False,
 ) -> StudyResult:
     """Measure what to do with the labelled images in `source`, and pack the smallest of the best models.

@@ -105,7 +105,7 @@ def quantised(
 
 def prepared(model: ModelProto, images: UInt8[np.ndarray, "m h w c"]) -> ModelProto:
     """`model` with constants folded and its nodes named, which thinning, rounding and quantising start from."""
-    return _named(_optimised(model, images))
+    return _unshared(_named(_optimised(model, images)))
 
 
 def outputs_of(
@@ -283,6 +283,22 @@ def _named(model: ModelProto) -> ModelProto:
     model.opset_import.extend(kept)
     for number, node in enumerate(model.graph.node):
         node.name = f"n{number}"
+    return model
+
+
+def _unshared(model: ModelProto) -> ModelProto:
+    """Every node has constants of its own: whoever changes the biases of one convolution means that one."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    taken: set[str] = set()
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name in constants and name in taken:
+                copied = onnx.TensorProto()
+                copied.CopyFrom(constants[name])
+                copied.name = f"{name}.{node.name}.{place}"
+                model.graph.initializer.append(copied)
+                node.input[place] = copied.name
+            taken.add(name)
     return model
 
 

@@ -1,7 +1,7 @@
 """What a study means to spend its budget on, told before the long work begins, and what it spent at the end.
 
 In: the first backbone's trials, which are the calibration, and the budget. Out: a row per rung with its name, the seconds
-predicted (or the most it may take) and, at the end, those it took: `extras["rungs"]` of `study.json`, and two sentences.
+predicted (or the most it may take) and, at the end, those it took: `seconds` of `study.json`, and two sentences.
 The fine-tuning that is planned later is predicted on its own, from timed steps (`graft.studies.tuning.timing`).
 
 Cost: nothing is run. Not covered: what the cache knows already, which makes a rung shorter than predicted.
@@ -78,7 +78,7 @@ def spent(frame: Frame) -> list[dict[str, Any]]:
         for record in frame.journal.records
         if record["kind"] == RUNG
     ]
-    ends = [at for _, at in begun[1:]] + [frame.journal.elapsed_seconds()]
+    ends = [at for _, at in begun[1:]] + [frame.journal.elapsed_seconds()][: len(begun)]
     return [
         {
             "name": name,

@@ -241,9 +241,9 @@ def finishing(
 
     With `fit` the one trial need not be complete; the test stays locked until it is.
     """
-    done.extras["rungs"] = spent(frame)
-    if done.extras["rungs"]:
-        yield Event("notice", told(done.extras["rungs"]))
+    rungs = spent(frame)
+    if rungs:
+        yield Event("notice", told(rungs))
     usable = [trial for trial in done.trials if (trial.complete or fit) and trial.model_bytes is not None]
     if not usable:
         raise RunError(
@@ -297,6 +297,7 @@ def finishing(
     facts["seconds"] = {
         "total": round(frame.journal.elapsed_seconds(), 2),
         "first_answer": None if first is None else round(float(first["at"]), 2),
+        "rungs": rungs,
     }
     results.write_json(frame.settings.out / results.STUDY, facts)
     frame.journal.append("end", {})

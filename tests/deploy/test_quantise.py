@@ -117,6 +117,22 @@ def test_compacted_keeps_what_is_said_and_holds_equal_constants_once() -> None:
     assert not any(node.name for node in made.graph.node)
 
 
+def test_prepared_gives_every_convolution_constants_of_its_own() -> None:
+    """Whoever corrects the bias of one means that one."""
+    model = mobile()
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    first, *others = [node for node in model.graph.node if node.op_type == "Conv"]
+    alike = [node for node in others if sizes[node.input[2]] == sizes[first.input[2]]]
+    for node in alike:
+        node.input[2] = first.input[2]
+    assert alike
+    ready = prepared(model, images(4))
+    held = [name for node in ready.graph.node if node.op_type == "Conv" for name in node.input[1:]]
+    assert len(held) == len(set(held))
+    found, wanted = (outputs_of(one, images(4, seed=3), OUTPUT) for one in (ready, model))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_pruned_leaves_only_what_an_output_needs() -> None:
     model = mobile()
     model.graph.output.append(

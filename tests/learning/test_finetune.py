@@ -113,6 +113,7 @@ def test_it_starts_from_the_ridge_head() -> None:
     head = ridge.fit(part.features[learn], part.targets[learn], classes=2)
     own = ridge.log_loss(head.probabilities(part.features[learn]), part.targets[learn])
     settings = replace(SHORT, epochs=1, trunk_rate=1e-12, head_rate=1e-12, balance="none", batch_size=64)
+    settings = replace(settings, start_temperature=1.0)
     plain = LiveViews(part.pixels, Augmentation((), 1.0, 0.0, 0.0), part.cutting, CPU)
     unmoved, _ = finish(start(part, settings, source=PlainOnly(plain)))
     assert unmoved[0].train_loss == pytest.approx(own, rel=0.02, abs=0.01)
