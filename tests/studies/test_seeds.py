@@ -82,6 +82,8 @@ def test_a_study_measures_packs_and_does_not_train_twice(
 
     monkeypatch.setattr("graft.studies.search.choose", prefer_the_mean)
     monkeypatch.setattr("graft.studies.seeds.paid", lambda *_, **__: 2)
+    monkeypatch.setattr("graft.studies.rungs.LEAST_TRAINING", 1e10)
+    monkeypatch.setattr("graft.studies.rungs.TRAINING_SPEED", 1e8)  # short trainings
     weights = weights_folder(tmp_path / "weights")
     photos = stripes(tmp_path / "photos", each=14)
 
