@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_seed(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="session")
+def one_seed() -> Iterator[None]:
     """Further seeds use up what is left of a budget; only their own tests wait for them."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__ != "test_seeds":
-            patch.setattr("graft.studies.seeds.MOST_SEEDS", 1)
+        patch.setattr("graft.studies.seeds.MOST_SEEDS", 1)
         yield

@@ -74,6 +74,9 @@ def test_a_study_trains_with_what_its_heads_took(
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(finalists, "LEVELS", (Level(epochs=2, views=1, folds=0, least=1),))
     monkeypatch.setattr("graft.studies.search.inputs_rung", lambda *_: (event for event in ()))
+    monkeypatch.setattr("graft.studies.search.shrink_rung", lambda *_: (event for event in ()))
+    monkeypatch.setattr("graft.studies.rungs.LEAST_TRAINING", 1e10)
+    monkeypatch.setattr("graft.studies.rungs.TRAINING_SPEED", 1e8)  # short trainings
     trained: list[tuple[int, str]] = []
 
     def told(features: np.ndarray, targets: np.ndarray, **more: Any) -> ridge.RidgeHead:

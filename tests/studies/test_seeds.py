@@ -25,6 +25,11 @@ from graft.studies.tuning.finalists import Level
 TINY = "test_resnet.made"
 
 
+@pytest.fixture(autouse=True)
+def as_many_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graft.studies.seeds.MOST_SEEDS", finalists.MOST_SEEDS)
+
+
 def tuned(seconds: float = 50.0, folds: int = 5) -> Trial:
     """A last fit takes 13 s."""
     made = trial("net/t+tuned:all", probabilities(0.8, seed=0), strategy="full")
