@@ -64,8 +64,11 @@ class Run:
         }
 
 
-def run(command: Sequence[str | Path], *, cache: Path | None = None) -> Run:
-    """Run `command` to its end, with `GRAFT_CACHE` at `cache`. Ends this program if it fails, with its last lines."""
+def run(command: Sequence[str | Path], *, cache: Path | None = None, allowed: Sequence[int] = (0,)) -> Run:
+    """Run `command` to its end, with `GRAFT_CACHE` at `cache`.
+
+    Ends this program, with its last lines, if the exit code is not one of `allowed`.
+    """
     surroundings = {name: value for name, value in os.environ.items() if name != "GRAFT_WEIGHTS"}
     if cache is not None:
         surroundings["GRAFT_CACHE"] = str(cache)
@@ -89,7 +92,7 @@ def run(command: Sequence[str | Path], *, cache: Path | None = None) -> Run:
         raise
     seconds = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
+    if process.returncode not in allowed:
         told = "\n".join(line for _, line in lines[-20:])
         sys.exit(f"{Path(command[0]).name} ended with exit code {process.returncode}:\n{told}")
     unit = 1 if platform.system() == "Darwin" else 1024
