@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from graft.backbones.ahead import Ahead
 from graft.backbones.catalogue import Entry
@@ -61,19 +61,26 @@ class Progress:
 
 
 def kept_for_the_end(targets: Int64[np.ndarray, " m"], trials: Sequence[Trial]) -> float:
-    """Seconds that the last fit of what may still be chosen takes: of what was trained and is not far behind the best."""
-    right = {id(trial): _accuracy(targets, trial) for trial in trials}
-    best = max((right[id(trial)] for trial in trials if trial.complete), default=0.0)
-    near = [trial for trial in trials if right[id(trial)] >= best - NEAR]
-    return max(map(last_fit_seconds, near), default=0.0)
+    """Seconds that the last fit of what may still be chosen takes: of what was trained and is not far behind the best.
+
+    Of what was measured on some folds only it must be ahead of the best there: else it will not be chosen.
+    """
+    complete = [trial for trial in trials if trial.complete]
+    everywhere = np.ones(len(targets), bool)
+    best = max(complete, key=lambda trial: _accuracy(targets, trial, everywhere), default=None)
+
+    def may_be_chosen(trial: Trial) -> bool:
+        known = ~np.isnan(trial.probabilities).any(axis=1)
+        if best is None or not known.any():
+            return best is None
+        ahead = _accuracy(targets, trial, known) - _accuracy(targets, best, known)
+        return ahead >= -NEAR if trial.complete else ahead > 0
+
+    return max((last_fit_seconds(trial) for trial in trials if may_be_chosen(trial)), default=0.0)
 
 
-def _accuracy(targets: Int64[np.ndarray, " m"], trial: Trial) -> float:
-    """On the folds that were finished."""
-    known = ~np.isnan(trial.probabilities).any(axis=1)
-    if not known.any():
-        return 0.0
-    return float((trial.probabilities[known].argmax(axis=1) == targets[known]).mean())
+def _accuracy(targets: Int64[np.ndarray, " m"], trial: Trial, rows: Bool[np.ndarray, " m"]) -> float:
+    return float((trial.probabilities[rows].argmax(axis=1) == targets[rows]).mean())
 
 
 def last_fit_seconds(trial: Trial) -> float:

@@ -69,6 +69,8 @@ from graft.studies.shrinking.finish import fitting_shrunk
 from graft.studies.shrinking.rung import shrink_rung
 from graft.studies.subjects import about_series, kept_together
 
+SELECTING = "selecting an ensemble"  # which takes a second or two, and minds the last fits itself
+
 Ending = Callable[[Frame, Progress, str], Generator[Event, None, results.StudyResult]]
 
 
@@ -149,8 +151,8 @@ def _rungs(
     if alone and only is None:
         yield "shrinking", shrink_rung(frame, done)
     if alone:
-        yield "further seeds", seeds_rung(frame, done)
-        yield "selecting an ensemble", ensembles_rung(frame, done)
+        yield "training with further seeds", seeds_rung(frame, done)
+        yield SELECTING, ensembles_rung(frame, done)
 
 
 def _in_time(frame: Frame, done: Progress, name: str, rung: Working, *, again: bool) -> Working:
@@ -160,7 +162,7 @@ def _in_time(frame: Frame, done: Progress, name: str, rung: Working, *, again: b
     before a rung begins, nothing of it is decided or journalled, so that a longer budget finds it untouched. One that
     an earlier session had begun (`again`) brings what that had measured, whatever the time.
     """
-    kept = kept_for_the_end(frame.targets, done.trials)
+    kept = 0.0 if name == SELECTING else kept_for_the_end(frame.targets, done.trials)
 
     def over() -> bool:
         answered = any(trial.complete and trial.model_bytes is not None for trial in done.trials)

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event as Flag
 from typing import Any
 
+import numpy as np
 import pytest
 from made_sets import stripes, weights_folder
 from made_trials import probabilities, targets, trial
@@ -221,6 +222,10 @@ def test_time_is_kept_for_what_may_be_chosen_alone() -> None:
     trained = [replace(one, train_seconds=50.0, curves=({"fold": 0},)) for one in (good, poor)]
     assert kept_for_the_end(targets(), [good, trained[0]]) == pytest.approx(65)
     assert kept_for_the_end(targets(), [good, trained[1]]) == 0 == kept_for_the_end(targets(), [])
+    some = np.where(np.arange(300)[:, None] < 150, trained[0].probabilities, np.nan)
+    assert kept_for_the_end(targets(), [good, replace(trained[0], probabilities=some)]) == 0
+    surer = np.where(np.arange(300)[:, None] < 150, np.eye(3, dtype=np.float32)[targets()], np.nan)
+    assert kept_for_the_end(targets(), [good, replace(trained[0], probabilities=surer)]) == pytest.approx(65)
 
 
 @pytest.mark.usefixtures("few")
