@@ -245,8 +245,9 @@ def scratch_against_transfer(frame: Frame, trials: Sequence[Trial], choice: Choi
     transfer = trials[best] if best is not None else None
     difference: Difference | None = None
     few: int | None = None
-    if scratch is not None and transfer is not None:
-        rows = measured(scratch)
+    pair = [trial for trial in (scratch, transfer) if trial is not None]
+    rows = np.all([measured(trial) for trial in pair], axis=0)
+    if scratch is not None and transfer is not None and rows.any():
         targets, groups = frame.targets[rows], frame.dataset.groups[frame.rows][rows]
         draws = draw_weights(targets, groups, draws=DRAWS, seed=frame.settings.seed)
         difference = paired(

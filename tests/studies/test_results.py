@@ -153,6 +153,20 @@ def test_scratch_against_transfer_is_compared_on_the_images_both_predicted(frame
     )
 
 
+def test_where_transfer_is_unfinished_its_missing_folds_are_no_mistakes(frame: Frame) -> None:
+    count = len(frame.rows)
+    learned = [
+        trial(name, probabilities(share, seed=1, count=count)) for name, share in (("a/b", 0.3), ("cnn", 0.4))
+    ]
+    poor, scratch = learned[0], replace(learned[1], recipe=replace(learned[1].recipe, strategy="scratch"))
+    some = probabilities(1.0, seed=2, count=count)
+    some[count // 2 :] = np.nan
+    trials = [poor, scratch, trial("net/tap", some)]
+    told = results.scratch_against_transfer(frame, trials, chosen_from(trials))
+    assert told["transfer"] == "net/tap" and told["difference"] > 0.5
+    assert told["sentence"].startswith("Transfer beats")
+
+
 def test_values_per_fold_and_of_unfinished_trials(frame: Frame) -> None:
     trials = [FROZEN, incomplete(SCRATCH)]
     rows = results.candidate_rows(frame, trials, chosen_from(trials))
