@@ -32,6 +32,8 @@ else:
 
 MOST = 4
 MOST_SEEDS = 3  # of one recipe
+MOST_MEASURED = 2_000  # images of a fold, for the statistics of its batch normalisation
+STATISTICS_PASSES = 2  # over them: to take the statistics, and to read the features behind them
 DRAWS = 400
 REFIT = 1.3  # of a fold: the last fit on all images
 OVERHEAD = 4.0  # seconds to open and cut a network, and for the ridge heads of a fold
@@ -78,11 +80,13 @@ LEVELS = (
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds: per training image and epoch, per image to predict, per view behind the prefix (0: views are live)."""
+    """Seconds: per training image and epoch, per image to predict, per view behind the prefix (0: views are live), and per
+    training image, at most `MOST_MEASURED` of them, to measure batch-normalisation statistics (0: there are none)."""
 
     training: float
     predicting: float
     view: float
+    statistics: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,8 @@ class Option:
         cost = cost or self.cost
         check = images * self.settings.validation_share
         per_epoch = (images - check) * cost.training + check * cost.predicting
-        return around + self.settings.epochs * per_epoch + held_out * cost.predicting
+        measuring = min(images, MOST_MEASURED) * cost.statistics
+        return around + measuring + self.settings.epochs * per_epoch + held_out * cost.predicting
 
     def cache_seconds(self, images: int, cost: Cost | None = None) -> float:
         """To open the network, and for the views of all images behind its prefix."""
@@ -233,6 +238,7 @@ def options_of(
                 tail.training_seconds(compute) + live,
                 tail.forward_seconds(compute),
                 prefix + view if cut else 0.0,
+                STATISTICS_PASSES * tail.forward_seconds(compute),
             )
             shallow = bool(cut) and cut == cuts[-1]
             option = Option(trial, cut, replace(settings, cut=cut), cost, shallow)

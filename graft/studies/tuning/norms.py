@@ -5,7 +5,7 @@ The statistics above the cut are taken from the training images in one pass, a s
 leave-one-out log loss of a closed-form head on them is held against that on the frozen features. Only where it is lower by
 more than two standard errors the tuning begins with them. No held-out row is read.
 
-Cost: two forward passes of the tail over at most `MOST_IMAGES` images, 4 % of a fold of 16 epochs, and two heads.
+Cost: two forward passes of the tail over at most `MOST_MEASURED` images, 4 % of a fold of 16 epochs, and two heads.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from threadpoolctl import threadpool_limits
 from graft.learning import ridge
 from graft.studies.frame import Frame
 from graft.studies.tuning.bench import Bench
+from graft.studies.tuning.finalists import MOST_MEASURED
 
 if TYPE_CHECKING:
     from graft.learning.tune_settings import BatchNorm, TuneSettings
 else:
     BatchNorm = TuneSettings = Any
 
-MOST_IMAGES = 2_000
 SURELY = 2.0  # standard errors
 
 
@@ -36,7 +36,7 @@ def statistics_for(
     """`batch_norm`, the policy for these rows; `statistics`, the two log losses in nats, where there was a choice."""
     if bench.features is None or not bench.cutting.batch_norms():
         return {"batch_norm": settings.batch_norm}
-    some = rows[:: -(-len(rows) // MOST_IMAGES)]
+    some = rows[:: -(-len(rows) // MOST_MEASURED)]
     labels = frame.dataset.targets[some]
     with threadpool_limits(1):
         kept = losses(np.asarray(bench.features[some], np.float32), labels, classes=frame.classes)

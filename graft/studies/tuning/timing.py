@@ -14,7 +14,7 @@ import numpy as np
 
 from graft.images.pixels import open_pixels
 from graft.studies.frame import Frame
-from graft.studies.tuning.finalists import Cost, Option
+from graft.studies.tuning.finalists import STATISTICS_PASSES, Cost, Option
 
 if TYPE_CHECKING:
     from graft.learning.cutting import Cut
@@ -25,7 +25,7 @@ STEPS = 4
 
 
 def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
-    """Seconds per image to train, to predict, and per view behind the prefix."""
+    """The seconds of an image in each of its parts, as measured."""
     import torch
 
     from graft.images.views import suited
@@ -56,9 +56,10 @@ def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
         viewed = _mean_seconds(lambda: source.training(rows, torch.Generator().manual_seed(1)), times=2)
         asked = _mean_seconds(lambda: float(tuner.answers(maps).sum()), times=2)
     per = 1 / len(rows)
-    if option.cut and option.settings.views:
-        return Cost(stepped * per, asked * per, viewed * per)
-    return Cost((stepped + viewed) * per, (asked + viewed / 4) * per, 0.0)
+    kept = option.cut and option.settings.views
+    train, predict, view = (stepped, asked, viewed) if kept else (stepped + viewed, asked + viewed / 4, 0.0)
+    statistics = STATISTICS_PASSES * predict if cutting.batch_norms() else 0.0
+    return Cost(train * per, predict * per, view * per, statistics * per)
 
 
 def _mean_seconds(work: Callable[[], object], *, times: int) -> float:
