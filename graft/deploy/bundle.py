@@ -182,18 +182,14 @@ class Bundle:
 
     def predict_pixels(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
         """Class probabilities of pixels that already have the network's geometry, `[n, size, size, channels]`."""
-        return self.run_pixels(pixels)
-
-    def embed_pixels(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n d"]:
-        """The features in front of the head of pixels that already have the network's geometry."""
-        return self._session.run([EMBEDDING], {INPUT: pixels})[0]
+        return self._session.run([PROBABILITIES], {INPUT: pixels})[0]
 
     def answer_pixels(
         self, pixels: UInt8[np.ndarray, "n h w c"]
     ) -> tuple[Float32[np.ndarray, "n k"], Float32[np.ndarray, " n"] | None]:
         """Probabilities and, where the bundle has it, the score of being unknown: what `prediction` wants, a row each."""
         if self._unknown is None:
-            return self.run_pixels(pixels), None
+            return self.predict_pixels(pixels), None
         rows, features = self._session.run([PROBABILITIES, EMBEDDING], {INPUT: pixels})
         return rows, self.scores(rows, features)
 
@@ -207,10 +203,6 @@ class Bundle:
         return self._unknown.run(
             [SCORE], {name.name: given[name.name] for name in self._unknown.get_inputs()}
         )[0]
-
-    def run_pixels(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
-        """The same as `predict_pixels`, by its older name."""
-        return self._session.run([PROBABILITIES], {INPUT: pixels})[0]
 
     def decide(self, probabilities: Float32[np.ndarray, "n k"]) -> Int64[np.ndarray, " n"]:
         """The column of each row's answer: the most probable class, or by the bundle's threshold where it has one."""

@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float32
 from threadpoolctl import threadpool_limits
 
 from graft.learning import ridge
 from graft.learning.inner import Balance
-from graft.learning.ridge import Weighting
+from graft.learning.ridge import RidgeHead, Weighting
 from graft.studies.beside import activations_of
 from graft.studies.frame import Frame, Trial, criterion
 
@@ -49,12 +50,13 @@ def balance_on_all(frame: Frame, frozen: Trial | None) -> Balance:
     """What a head of this frozen candidate takes on all development images: for the last fit."""
     if frozen is None:
         return UNASKED
-    features = activations_of(frame, frozen)[1].tap(frozen.tap_index).astype(np.float32)
+    features = activations_of(frame, frozen)[1].tap(frozen.tap_index)[frame.rows].astype(np.float32)
+    return LIKE[head_on_all(frame, features).balance]
+
+
+def head_on_all(frame: Frame, features: Float32[np.ndarray, "m d"]) -> RidgeHead:
+    """The closed-form head of all development images, whose features these are."""
     with threadpool_limits(1):
-        head = ridge.fit(
-            features[frame.rows],
-            frame.targets,
-            classes=frame.classes,
-            criterion=criterion(frame.settings.metric),
+        return ridge.fit(
+            features, frame.targets, classes=frame.classes, criterion=criterion(frame.settings.metric)
         )
-    return LIKE[head.balance]

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 from jaxtyping import Float32, Int64
 from scipy.special import softmax
-from threadpoolctl import threadpool_limits
 
 from graft.backbones.activations import extracted
 from graft.backbones.graph import tap_output
@@ -21,7 +20,8 @@ from graft.deploy.pack import NOTHING_KNOWN, Check, Knowing, pack
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
 from graft.learning import ridge
-from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.balancing import head_on_all
+from graft.studies.frame import Event, Frame, Trial
 from graft.studies.knowing import knowing
 from graft.studies.probe import check_rows
 
@@ -66,13 +66,7 @@ def fitting_frozen(frame: Frame, trial: Trial, trunk: TrunkFile) -> Generator[Ev
         reach=frame.reach,
     )
     features = activations.tap(trial.tap_index).astype(np.float32)
-    with threadpool_limits(1):
-        head = ridge.fit(
-            features[frame.rows],
-            frame.targets,
-            classes=frame.classes,
-            criterion=criterion(frame.settings.metric),
-        )
+    head = head_on_all(frame, features[frame.rows])
     assert trunk.graph is not None
     model = assembled(
         onnx.load(str(trunk.graph)),

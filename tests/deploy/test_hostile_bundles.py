@@ -37,7 +37,7 @@ def right(made: Path) -> list[dict[str, float]]:
 
 def said(folder: Path) -> list[dict[str, float]]:
     bundle = load(folder, threads=1)
-    return [bundle.prediction(row).probabilities for row in bundle.run_pixels(PIXELS)]
+    return [bundle.prediction(row).probabilities for row in bundle.predict_pixels(PIXELS)]
 
 
 def assert_refused_or_right(folder: Path, right: list[dict[str, float]]) -> None:

@@ -350,7 +350,7 @@ def test_the_open_inference_protocol(client: TestClient, bundle: Bundle) -> None
     assert client.get("/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
     assert client.get("/v2/models/cat").status_code == 404
     pixels = noise(3, bundle.preprocess)
-    expected = bundle.run_pixels(pixels)
+    expected = bundle.predict_pixels(pixels)
     for data in (pixels.ravel().tolist(), pixels.tolist()):
         tensor = {"name": "image", "datatype": "UINT8", "shape": [3, 16, 16, 3], "data": data}
         answer = infer(client, tensor, id="a1").json()

@@ -239,14 +239,14 @@ def test_an_upload_that_nobody_waits_for_may_take_its_time(
 @contextmanager
 def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[int]]]:
     """Networks that answer only once the event is set; the sizes of the batches that they were given."""
-    go, sizes, real = threading.Event(), [], Bundle.run_pixels
+    go, sizes, real = threading.Event(), [], Bundle.predict_pixels
 
     def slow(self: Bundle, pixels: np.ndarray) -> np.ndarray:
         sizes.append(len(pixels))
         assert go.wait(30)
         return real(self, pixels)
 
-    monkeypatch.setattr(Bundle, "run_pixels", slow)
+    monkeypatch.setattr(Bundle, "predict_pixels", slow)
     try:
         yield go, sizes
     finally:

@@ -87,7 +87,7 @@ def test_the_inference_protocol_leaves_the_score_out(client: TestClient, bundle:
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": pixels.ravel().tolist()}
     outputs = client.post("/v2/models/tiny/infer", json={"inputs": [tensor]}).json()["outputs"]
     assert outputs[0]["shape"] == [1, 3]
-    np.testing.assert_allclose(outputs[0]["data"], bundle.run_pixels(pixels)[0], atol=1e-6)
+    np.testing.assert_allclose(outputs[0]["data"], bundle.predict_pixels(pixels)[0], atol=1e-6)
 
 
 def opened(data: bytes) -> Image.Image:
