@@ -4,8 +4,10 @@ In: a catalogue row and the stages where it may be cut. Out: multiply-adds and o
 them the seconds an image takes. Elements count beside multiply-adds because a depthwise convolution moves much and
 multiplies little. Deterministic, so that what a study plans with it does not hang on a clock. Cost: about half a second.
 
-The two rates were fitted to measured trainings on two cores with bfloat16 and channels_last, in images a second
-(the formula's in parentheses): MobileNetV2 55 (50), ResNet-18 65 (65), ResNet-50 24 (20).
+The three rates were fitted to measured trainings on two cores with bfloat16, in images a second (the formula's in
+parentheses): MobileNetV2 71 (61), its last two stages 166 (187), the last 411 (465); MobileNetV1 68 (64), at half width
+and 160 px 272 (283), its last stage 2,290 (2,060); SqueezeNet 149 (134). The third is a step's own cost: calls, and the
+optimiser, which a short tail spends most of its time with.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from graft.backbones.taps import CLASSIFIER_INPUT
 from graft.backbones.weights import build
 from graft.compute import Compute
 
-SECONDS_PER_ELEMENT = 2.8e-9  # forward and backward, on two cores with bfloat16
-SECONDS_PER_MULTIPLY_ADD = 4.6e-12
+SECONDS_PER_ELEMENT = 2.0e-9  # forward and backward, on two cores with bfloat16
+SECONDS_PER_MULTIPLY_ADD = 8.9e-12
+SECONDS_PER_IMAGE = 3.1e-4  # of a step, which costs about 10 ms whatever the network
 FORWARD_SHARE = 1 / 3
-WITHOUT_BF16 = 2.2
+WITHOUT_BF16 = 1.6
 SECONDS_PER_VIEW = 1.2e-3  # to make a view of 224 x 224 on one core
 CARD = {"cuda": 1 / 60, "mps": 1 / 5}
 
@@ -43,15 +46,18 @@ class Effort:
         return Effort(self.elements - other.elements, self.multiply_adds - other.multiply_adds)
 
     def training_seconds(self, compute: Compute) -> float:
-        """For one image forward and backward."""
+        """For one image forward and backward, its share of the step included."""
+        return SECONDS_PER_IMAGE + self._seconds(compute)
+
+    def forward_seconds(self, compute: Compute) -> float:
+        """For one image forward."""
+        return FORWARD_SHARE * self._seconds(compute)
+
+    def _seconds(self, compute: Compute) -> float:
         seconds = self.elements * SECONDS_PER_ELEMENT + self.multiply_adds * SECONDS_PER_MULTIPLY_ADD
         if compute.device != "cpu":
             return seconds * CARD.get(compute.device, 1.0)
         return seconds * (2 / compute.threads) ** 0.8 * (1.0 if compute.bf16 else WITHOUT_BF16)
-
-    def forward_seconds(self, compute: Compute) -> float:
-        """For one image forward."""
-        return FORWARD_SHARE * self.training_seconds(compute)
 
 
 def efforts(entry: Entry, *, size: int, ends: Sequence[str]) -> dict[str, Effort]:

@@ -181,8 +181,8 @@ def known_digest(entry: Entry, *, folder: WeightsFolder | None) -> str | None:
     file = _file_of(entry, folder)
     if file is not None:
         return file.sha256
-    cached = _cached(entry)
-    return _file_digest(cached) if cached is not None else None
+    path = cached(entry)
+    return file_digest(path) if path is not None else None
 
 
 def build(entry: Entry) -> Module:

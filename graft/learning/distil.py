@@ -29,7 +29,7 @@ from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.augmentations import Symmetry
 from graft.learning.inner import class_weights
-from graft.learning.loop import Epoch, average, kept_share, rate_share, threads
+from graft.learning.loop import Epoch, at_work, average, kept_share, rate_share
 from graft.learning.ridge import Criterion
 from graft.learning.trained import Trained, calibrated
 from graft.learning.watching import Watch
@@ -88,7 +88,7 @@ def distil(
         random = np.random.default_rng([seed, number])
         losses, watch = [], Watch(criterion)
         network.train()
-        with threads(compute):
+        with at_work(compute):
             for rows in np.array_split(random.permutation(images), steps):
                 for group in optimizer.param_groups:
                     group["lr"] = settings.learning_rate * rate_share(step, epochs * steps)

@@ -37,7 +37,7 @@ from graft.learning import checkpoint
 from graft.learning.cutting import Cut
 from graft.learning.heads import Head, fresh_head, ridge_head
 from graft.learning.lessons import Lesson, batches, lesson_of, loss_of
-from graft.learning.loop import Epoch, Stopped, best_temperature, threads
+from graft.learning.loop import Epoch, Stopped, at_work, best_temperature
 from graft.learning.prefix import Source
 from graft.learning.ridge import Criterion
 from graft.learning.tune_settings import TuneSettings as TuneSettings
@@ -128,7 +128,7 @@ def tune(
         unlimited = deadline_seconds is None or (number == 0 and settings.head != "ridge")
         until = math.inf if unlimited or deadline_seconds is None else started + deadline_seconds
         drawn, watch = seed * 1_000_003 + number, Watch(criterion)
-        with threads(compute):
+        with at_work(compute):
             loss = _epoch(tuner, lesson, settings, watch, total=total, seed=drawn, until=until)
             if loss is None:
                 stopped = "deadline"
@@ -180,7 +180,7 @@ def predict(
         assert features is not None
         return tuned.head.probabilities(np.asarray(features[rows], np.float32))
     tuner = _finished(cutting, tuned, compute)
-    with threads(compute):
+    with at_work(compute):
         logits = _answers(tuner, source, rows)
     return torch.softmax(logits, dim=1).numpy()
 
@@ -199,7 +199,7 @@ def embed(
         assert features is not None
         return np.asarray(features[rows], np.float32)
     tuner = _finished(cutting, tuned, compute)
-    with threads(compute), torch.no_grad():
+    with at_work(compute), torch.no_grad():
         parts = [tuner.embeddings(source.plain(some)).cpu().numpy() for some in _batches(rows)]
     return np.concatenate(parts)
 
@@ -233,7 +233,7 @@ def start(
         rates = replace(rates, first_layer=math.sqrt(width) if unit else 1.0, head_decay=decay)
     tuner = Tuner(cutting, head, rates, compute, statistics=statistics, dropout=settings.dropout)
     if settings.batch_norm == "reestimate":
-        with threads(compute):
+        with at_work(compute):
             plain = [lesson.source.plain(rows) for rows in _batches(lesson.learn)]
             tuner.reestimate(plain, cutting.batch_norms())
             read = np.concatenate([tuner.features(maps).cpu().numpy() for maps in plain])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +19,8 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from graft.compute import Compute
+from graft.learning.depthwise import FasterDepthwise
+from graft.learning.memory import keep_freed_memory
 
 Stopped = Literal["patience", "epochs", "deadline"]
 PRIOR_DEVIATION = 0.3  # of the logarithm of the temperature
@@ -69,12 +71,15 @@ def average(means: Iterable[Tensor], news: Iterable[Tensor], *, keep: float) -> 
 
 
 @contextmanager
-def threads(compute: Compute) -> Iterator[None]:
-    """torch's number of threads for the time of a block."""
+def at_work(compute: Compute) -> Iterator[None]:
+    """torch as it is fastest on this device, for the time of a block: its threads, its gradients, its memory."""
     before = torch.get_num_threads()
     torch.set_num_threads(compute.threads)
+    if compute.device == "cpu":
+        keep_freed_memory()
     try:
-        yield
+        with FasterDepthwise() if compute.device == "cpu" and compute.bf16 else nullcontext():
+            yield
     finally:
         torch.set_num_threads(before)
 

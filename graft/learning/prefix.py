@@ -30,7 +30,7 @@ from graft.images.augmentations import strengthened as strengthened
 from graft.images.views import Augmentation
 from graft.images.views import fixed_view as fixed_view
 from graft.learning.cutting import Cut
-from graft.learning.loop import threads
+from graft.learning.loop import at_work
 from graft.store import Entry, Store, content_key
 
 SPACE = 2 * 10**9
@@ -153,7 +153,7 @@ def caching(
     live = LiveViews(pixels, augmentation, cutting, compute)
     if wanted == 0 or cutting.prefix is None or agreed == 0:
         return live
-    with threads(compute):
+    with at_work(compute):
         one = prefix_maps(cutting, fixed_view(pixels[0], augmentation, seed=0, number=0, view=0), compute)
     column = len(pixels) * one[0].nbytes
     least = 1 if augmentation.still else 2
@@ -202,7 +202,7 @@ def _stored(
         step = max(1, BATCH // kept)
         for begin in range(0, len(pixels), step):
             block = pixels[begin : begin + step]
-            with threads(compute):
+            with at_work(compute):
                 images = _all_views(block, live.augmentation, seed=seed, begin=begin, kept=kept)
                 maps = prefix_maps(live.cutting, images, compute)
             if maps.dtype != np.float16:

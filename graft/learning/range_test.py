@@ -23,7 +23,7 @@ from graft.compute import Compute
 from graft.learning.cutting import Cut
 from graft.learning.finetune import start
 from graft.learning.lessons import Lesson, batches, lesson_of, loss_of
-from graft.learning.loop import threads
+from graft.learning.loop import at_work
 from graft.learning.prefix import Source
 from graft.learning.ridge import Criterion
 from graft.learning.tune_settings import TuneSettings
@@ -82,7 +82,7 @@ def find_rate(
     smooth, lowest = 0.0, math.inf
     tried: list[float] = []
     losses: list[float] = []
-    with threads(compute):
+    with at_work(compute):
         for step, (share, (maps, labels)) in enumerate(
             zip(shares, _endless(lesson, settings, generator), strict=False), start=1
         ):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graft.backbones.scratch import ScratchDesign, ScratchNet, build
 from graft.compute import Compute
-from graft.learning.loop import Stopped, threads
+from graft.learning.loop import Stopped, at_work
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +66,7 @@ def logits_of(
     """What the network says about `rows` in eval mode and float32, or bfloat16, which is enough to watch it."""
     parts = [torch.empty(0, network.head.out_features)]
     autocast = torch.autocast(compute.device, torch.bfloat16, enabled=bf16)
-    with torch.inference_mode(), threads(compute), autocast:
+    with torch.inference_mode(), at_work(compute), autocast:
         for some in np.array_split(rows, max(1, math.ceil(len(rows) / 64))):
             images = torch.from_numpy(pixels[some]).permute(0, 3, 1, 2).to(compute.device)
             parts.append(network(images.float() / 255).float().cpu())

@@ -32,7 +32,7 @@ from graft.errors import GraftError
 from graft.images.views import Augmentation, suited, views
 from graft.learning.inner import class_weights, drawn, kept_back, log_prior
 from graft.learning.loop import Epoch as Epoch
-from graft.learning.loop import Stopped, average, best_temperature, kept_share, rate_share, threads
+from graft.learning.loop import Stopped, at_work, average, best_temperature, kept_share, rate_share
 from graft.learning.mixing import mixed
 from graft.learning.ridge import Criterion
 from graft.learning.scratch_settings import TrainingSettings as TrainingSettings
@@ -202,7 +202,7 @@ def _generation(
     while found.epochs_run < lesson.planned:
         begun, first = time.monotonic(), before + found.epochs_run == 0
         drawn, watch = seed * 1_000_003 + found.epochs_run, Watch(lesson.criterion)
-        with threads(lesson.compute):
+        with at_work(lesson.compute):
             loss = _epoch(run, lesson, watch, seed=drawn, until=math.inf if first else until)
         if loss is None:
             found.stopped = "deadline"

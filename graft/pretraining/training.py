@@ -19,7 +19,7 @@ import torch
 
 from graft.compute import Compute
 from graft.errors import GraftError
-from graft.learning.loop import kept_share, threads
+from graft.learning.loop import at_work, kept_share
 from graft.pretraining import checkpoint
 from graft.pretraining.checkpoint import Standing
 from graft.pretraining.learner import Learner, rate_at
@@ -52,12 +52,12 @@ def training(
     while standing.step < standing.epochs * standing.steps:
         number = (standing.step // standing.steps) % cycle
         index = (standing.step % standing.steps) // rounds.per_piece
-        with threads(compute):
+        with at_work(compute):
             piece = rounds.piece(number, index, torch.device(compute.device))
             asked = lesson.about(number, index, piece)
         end = standing.step - (standing.step % standing.steps - piece.first) + (piece.last - piece.first)
         while standing.step < end:
-            with threads(compute):
+            with at_work(compute):
                 _step(learner, piece, asked, rounds, standing, settings, compute)
             if clock.to_tell():
                 yield _progress(standing, clock, rounds.batch)
@@ -65,7 +65,7 @@ def training(
                 clock.stop(standing)
                 checkpoint.save(settings, standing, learner.state())
         if standing.step % standing.steps == 0:
-            with threads(compute):
+            with at_work(compute):
                 epoch = _epoch(learner, rounds, lesson, standing, clock, settings, compute)
             yield epoch
 
@@ -75,7 +75,7 @@ def seconds_of(learner: Learner, rounds: Rounds, lesson: Lesson, compute: Comput
 
     20 steps over the first piece; what the teacher says about it is kept for the training itself.
     """
-    with threads(compute):
+    with at_work(compute):
         begun = time.monotonic()
         piece = rounds.piece(0, 0, torch.device(compute.device))
         asked = lesson.about(0, 0, piece)

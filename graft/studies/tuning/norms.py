@@ -68,7 +68,7 @@ def _reestimated(
 
     from graft.learning.finetune import CHECK_BATCH, rates_of
     from graft.learning.heads import Head
-    from graft.learning.loop import threads
+    from graft.learning.loop import at_work
     from graft.learning.tuner import Tuner
 
     assert bench.features is not None
@@ -77,7 +77,7 @@ def _reestimated(
         bench.cutting, Head(nothing, nothing[0].copy()), rates_of(settings), frame.compute, statistics=False
     )
     parts = [rows[begin : begin + CHECK_BATCH] for begin in range(0, len(rows), CHECK_BATCH)]
-    with threads(frame.compute), torch.no_grad():
+    with at_work(frame.compute), torch.no_grad():
         tuner.reestimate((bench.source.plain(part) for part in parts), bench.cutting.batch_norms())
         return np.concatenate([tuner.features(bench.source.plain(part)).cpu().numpy() for part in parts])
 

@@ -30,7 +30,7 @@ def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
 
     from graft.images.views import suited
     from graft.learning.finetune import rates_of
-    from graft.learning.loop import threads
+    from graft.learning.loop import at_work
     from graft.learning.prefix import LiveViews, strengthened
     from graft.learning.ridge import RidgeHead
     from graft.learning.tuner import Tuner
@@ -40,7 +40,7 @@ def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
     augmentation = strengthened(suited(pixels, frame.dataset.targets, rows), "light")
     source = LiveViews(pixels, augmentation, cutting, frame.compute)
     labels = torch.from_numpy(frame.dataset.targets[rows]).to(frame.compute.device)
-    with threads(frame.compute):
+    with at_work(frame.compute):
         maps = source.training(rows, torch.Generator().manual_seed(0))
         features = cutting.tail.to(frame.compute.device)(maps.float()).shape[1]
         zeros = np.zeros((features, frame.classes), np.float32)
