@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,6 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from graft.compute import Compute
-from graft.learning.depthwise import FasterDepthwise
 from graft.learning.memory import keep_freed_memory
 
 Stopped = Literal["patience", "epochs", "deadline"]
@@ -72,14 +71,13 @@ def average(means: Iterable[Tensor], news: Iterable[Tensor], *, keep: float) -> 
 
 @contextmanager
 def at_work(compute: Compute) -> Iterator[None]:
-    """torch as it is fastest on this device, for the time of a block: its threads, its gradients, its memory."""
+    """torch's number of threads for the time of a block; on a processor it keeps what memory it frees."""
     before = torch.get_num_threads()
     torch.set_num_threads(compute.threads)
     if compute.device == "cpu":
         keep_freed_memory()
     try:
-        with FasterDepthwise() if compute.device == "cpu" and compute.bf16 else nullcontext():
-            yield
+        yield
     finally:
         torch.set_num_threads(before)
 

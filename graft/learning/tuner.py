@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from graft.compute import Compute
 from graft.learning.cutting import Cut
+from graft.learning.depthwise import FasterDepthwise
 from graft.learning.heads import Head
 from graft.learning.loop import average, kept_share, rate_share
 from graft.learning.ridge import RidgeHead
@@ -91,7 +92,10 @@ class Tuner:
         """Of the learning weights, with gradients; `generator` draws which hidden units are forgotten."""
         for norm in self.norms:
             norm.train()
-        with torch.autocast(self.compute.device, torch.bfloat16, enabled=self.compute.bf16):
+        with (
+            FasterDepthwise(),
+            torch.autocast(self.compute.device, torch.bfloat16, enabled=self.compute.bf16),
+        ):
             features = self.tail(maps)
         rows = self._read(features, self.tensors)
         if self.dropout and generator is not None and HIDDEN[0] in self.tensors:
