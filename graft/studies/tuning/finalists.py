@@ -71,6 +71,7 @@ LEVELS = (
     Level(12, 3, 0, 2),
     Level(12, 3, 0, 1),
     Level(8, 2, 0, 1),
+    Level(12, 3, 3, 1),
     Level(16, 4, 2, 1),
     Level(10, 2, 2, 1),
     Level(12, 3, 1, 1),
@@ -94,7 +95,8 @@ class Option:
     """A frozen trial, the depth to tune it at, the settings of that, and what it costs by the count of its layers.
 
     Each fold has a balance of its own instead of that of the settings (`graft.studies.balancing`). `shallow`: nothing but
-    the last stage learns. `seed`: 0 for the first training of a fold, more for others of the same recipe.
+    the last stage learns. `leading`: no other frozen trial is surely better. `seed`: 0 for the first training of a fold,
+    more for others of the same recipe.
     """
 
     trial: Trial
@@ -102,6 +104,7 @@ class Option:
     settings: TuneSettings
     cost: Cost
     shallow: bool = False
+    leading: bool = True
     seed: int = 0
 
     @property
@@ -143,8 +146,11 @@ class TuningPlan:
     left: tuple[Option, ...]
 
 
-def finalists(frame: Frame, trials: Sequence[Trial], entries: dict[str, Entry]) -> list[Trial]:
+def finalists(
+    frame: Frame, trials: Sequence[Trial], entries: dict[str, Entry]
+) -> tuple[list[Trial], frozenset[str]]:
     """Frozen trials of at most four backbones, the best first; of the best one the last tap, too, if another is better.
+    And the backbones that lead: that of the best, and those tied with it.
 
     What is poor at the last tap while frozen may be the best once it is tuned. Edges, or grey instead of colour, take part
     only where they are clearly better than the images as they are.
@@ -156,7 +162,7 @@ def finalists(frame: Frame, trials: Sequence[Trial], entries: dict[str, Entry]) 
     value = {id(t): score(t.probabilities, frame.targets) for t in trials if t.complete}
     frozen = _worth_tuning(frame, trials, value, draws)
     if not frozen:
-        return []
+        return [], frozenset()
     best_tap: dict[str, Trial] = {}
     for trial in sorted(frozen, key=lambda t: -value[id(t)]):
         best_tap.setdefault(trial.recipe.backbone, trial)
@@ -168,7 +174,8 @@ def finalists(frame: Frame, trials: Sequence[Trial], entries: dict[str, Entry]) 
     chosen = list({id(t): t for t in (best, prior, *cheap, *ranked)}.values())[:MOST]
     listed = [t for t in ranked if any(t is one for one in chosen)]
     top = max(_same_network(frozen, best), key=lambda t: t.tap_index)
-    return listed if top is best else [*listed[:1], top, *listed[1:]]
+    leading = frozenset(t.recipe.backbone for t in tied)
+    return listed if top is best else [*listed[:1], top, *listed[1:]], leading
 
 
 def _worth_tuning(
@@ -217,9 +224,16 @@ def cuts_below(names: Sequence[str], tap: str) -> list[str]:
 
 
 def options_of(
-    found: Sequence[tuple[Trial, TrunkFile]], settings: TuneSettings, *, compute: Compute
+    found: Sequence[tuple[Trial, TrunkFile]],
+    settings: TuneSettings,
+    *,
+    leading: frozenset[str],
+    compute: Compute,
 ) -> list[Option]:
-    """Every finalist at every depth: the better finalist and the likelier depth first, the last stages alone at the end."""
+    """Every finalist at every depth: the better finalist and the likelier depth first, the last stages alone at the end.
+
+    `leading`: the backbones that no other is surely better than, frozen.
+    """
     from graft.backbones.effort import efforts, view_seconds
 
     ordered = []
@@ -241,7 +255,8 @@ def options_of(
                 STATISTICS_PASSES * tail.forward_seconds(compute),
             )
             shallow = bool(cut) and cut == cuts[-1]
-            option = Option(trial, cut, replace(settings, cut=cut), cost, shallow)
+            leads = trial.recipe.backbone in leading
+            option = Option(trial, cut, replace(settings, cut=cut), cost, shallow, leads)
             ordered.append((shallow, rank + depth, rank, option))
     return [option for *_, option in sorted(ordered, key=lambda row: row[:3])]
 
@@ -249,28 +264,51 @@ def options_of(
 def planned(options: Sequence[Option], *, images: int, folds: int, seconds: float) -> TuningPlan:
     """The most thorough plan that the seconds pay: whichever option wins can be measured and fitted on all images.
 
-    A plan of last stages alone is made only where no level that measures every fold pays for more: on drawings they lost
-    to their frozen heads, where two stages of a cheaper network gained seven points.
+    First come plans with at least two stages of a leading network, on every fold or else on some: to tune what is surely
+    behind costs as much and gains less (drawings: a network 3.5 points behind gained 3, which made it the equal of the
+    best frozen one). Then the last stage alone of a leading one on every fold, then whatever is paid: on drawings last
+    stages lost to their frozen heads, where two stages of a cheaper network gained seven points.
     """
-    whole = [level for level in LEVELS if not level.folds] if any(not o.shallow for o in options) else []
-    for number, level in enumerate([*whole, *LEVELS]):
-        through = level.folds or folds
-        if through > folds:
-            continue
-        picked: list[Option] = []
-        for option in options:
-            live = not option.cut
-            shorter = replace(option.settings, epochs=level.epochs, views=0 if live else level.views)
-            one = replace(option, settings=shorter)
-            if plan_seconds([*picked, one], images=images, folds=folds, through=through) <= seconds:
-                picked.append(one)
-        if number < len(whole) and all(option.shallow for option in picked):
-            continue
-        if len(picked) >= min(level.least, len(options)) and picked:
-            taken = {(id(option.trial), option.cut) for option in picked}
-            left = tuple(option for option in options if (id(option.trial), option.cut) not in taken)
-            return TuningPlan(tuple(picked), through, left)
+    levels = [level for level in LEVELS if level.folds <= folds]
+    whole = [level for level in levels if not level.folds]
+    some = [level for level in levels if level.folds > 1]
+
+    def deep(picked: Sequence[Option]) -> bool:
+        return any(not option.shallow for option in picked)
+
+    def leading(picked: Sequence[Option]) -> bool:
+        return any(option.leading for option in picked)
+
+    def both(picked: Sequence[Option]) -> bool:
+        return any(option.leading and not option.shallow for option in picked)
+
+    for allowed, worth in (
+        ([*whole, *some], both),
+        (whole, leading),
+        (whole, deep),
+        (levels, bool),
+    ):
+        for level in allowed:
+            picked = _paid(options, level, images=images, folds=folds, seconds=seconds)
+            if picked and len(picked) >= min(level.least, len(options)) and worth(picked):
+                taken = {(id(option.trial), option.cut) for option in picked}
+                left = tuple(option for option in options if (id(option.trial), option.cut) not in taken)
+                return TuningPlan(tuple(picked), level.folds or folds, left)
     return TuningPlan((), 0, tuple(options))
+
+
+def _paid(
+    options: Sequence[Option], level: Level, *, images: int, folds: int, seconds: float
+) -> list[Option]:
+    """Of the options, in order, those that the seconds pay together at this level."""
+    picked: list[Option] = []
+    for option in options:
+        views = level.views if option.cut else 0
+        one = replace(option, settings=replace(option.settings, epochs=level.epochs, views=views))
+        through = level.folds or folds
+        if plan_seconds([*picked, one], images=images, folds=folds, through=through) <= seconds:
+            picked.append(one)
+    return picked
 
 
 def plan_seconds(options: Sequence[Option], *, images: int, folds: int, through: int) -> float:

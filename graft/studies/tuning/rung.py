@@ -117,13 +117,11 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
             trial.recipe.backbone: find(trial.recipe.backbone, shelf(frame.folder))
             for trial in frozen.values()
         }
-        found = [
-            (trial, activations_of(frame, trial)[0])
-            for trial in finalists(frame, list(frozen.values()), entries)
-        ]
+        listed, leading = finalists(frame, list(frozen.values()), entries)
+        found = [(trial, activations_of(frame, trial)[0]) for trial in listed]
         share = kept_share(len(frame.learned_from(0)))
         settings = TuneSettings(patience=UNTIL_THE_END, validation_share=share)
-        options = options_of(found, settings, compute=frame.compute)
+        options = options_of(found, settings, leading=leading, compute=frame.compute)
         plan = planned(options, images=len(frame.rows), folds=frame.folds.count, seconds=seconds)
         facts = {
             name: [
