@@ -5,9 +5,10 @@ them the seconds an image takes. Elements count beside multiply-adds because a d
 multiplies little. Deterministic, so that what a study plans with it does not hang on a clock. Cost: about half a second.
 
 The three rates were fitted to measured trainings on two cores with bfloat16, in images a second (the formula's in
-parentheses): MobileNetV2 71 (61), its last two stages 166 (187), the last 411 (465); MobileNetV1 68 (64), at half width
-and 160 px 272 (283), its last stage 2,290 (2,060); SqueezeNet 149 (134). The third is a step's own cost: calls, and the
-optimiser, which a short tail spends most of its time with.
+parentheses): MobileNetV2 71 (58), its last two stages 166 (173), the last 411 (467); MobileNetV1 68 (64), at half width and
+160 px 272 (270), its last stage 2,290 (2,120); ResNet-18 50 (53), ResNet-50 21 (18). EfficientNet-B0, whose activations
+cost more than its convolutions, 33 (56). The third is a step's own cost: calls, and the optimiser, which a short tail
+spends most of its time with.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from graft.backbones.taps import CLASSIFIER_INPUT
 from graft.backbones.weights import build
 from graft.compute import Compute
 
-SECONDS_PER_ELEMENT = 2.0e-9  # forward and backward, on two cores with bfloat16
-SECONDS_PER_MULTIPLY_ADD = 8.9e-12
+SECONDS_PER_ELEMENT = 2.2e-9  # forward and backward, on two cores with bfloat16
+SECONDS_PER_MULTIPLY_ADD = 7.3e-12
 SECONDS_PER_IMAGE = 3.1e-4  # of a step, which costs about 10 ms whatever the network
 FORWARD_SHARE = 1 / 3
 WITHOUT_BF16 = 1.6

@@ -35,6 +35,7 @@ MOST_SEEDS = 3  # of one recipe
 MOST_MEASURED = 2_000  # images of a fold, for the statistics of its batch normalisation
 STATISTICS_PASSES = 2  # over them: to take the statistics, and to read the features behind them
 DRAWS = 400
+NEAR = 0.02  # of the metric: with few images, networks are tied that are four points behind
 REFIT = 1.3  # of a fold: the last fit on all images
 OVERHEAD = 4.0  # seconds to open and cut a network, and for the ridge heads of a fold
 AROUND_A_FOLD = (
@@ -95,7 +96,7 @@ class Option:
     """A frozen trial, the depth to tune it at, the settings of that, and what it costs by the count of its layers.
 
     Each fold has a balance of its own instead of that of the settings (`graft.studies.balancing`). `shallow`: nothing but
-    the last stage learns. `leading`: no other frozen trial is surely better. `seed`: 0 for the first training of a fold,
+    the last stage learns. `leading`: no other frozen network is surely better. `seed`: 0 for the first training of a fold,
     more for others of the same recipe.
     """
 
@@ -150,7 +151,7 @@ def finalists(
     frame: Frame, trials: Sequence[Trial], entries: dict[str, Entry]
 ) -> tuple[list[Trial], frozenset[str]]:
     """Frozen trials of at most four backbones, the best first; of the best one the last tap, too, if another is better.
-    And the backbones that lead: that of the best, and those tied with it.
+    And the backbones that lead: that of the best, and those tied with it and hardly behind.
 
     What is poor at the last tap while frozen may be the best once it is tuned. Edges, or grey instead of colour, take part
     only where they are clearly better than the images as they are.
@@ -174,7 +175,7 @@ def finalists(
     chosen = list({id(t): t for t in (best, prior, *cheap, *ranked)}.values())[:MOST]
     listed = [t for t in ranked if any(t is one for one in chosen)]
     top = max(_same_network(frozen, best), key=lambda t: t.tap_index)
-    leading = frozenset(t.recipe.backbone for t in tied)
+    leading = frozenset(t.recipe.backbone for t in tied if value[id(t)] >= value[id(best)] - NEAR)
     return listed if top is best else [*listed[:1], top, *listed[1:]], leading
 
 
