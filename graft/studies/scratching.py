@@ -26,7 +26,7 @@ from graft.studies.epochs import epoch_facts
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.probe import LATENCY_THREADS
 from graft.studies.recipe import Recipe
-from graft.studies.symmetry import shown
+from graft.studies.symmetry import ask_the_best, shown, suited_without_backbone
 from graft.studies.tuning.kept_states import keep_trained
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def scratching(
     recipe = scratch_recipe(frame, design, geometry, settings, again=again)
     probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
     seconds, curves = 0.0, []
+    yield from ask_the_best(frame, trials)
     for fold in range(frame.folds.count):
         known = frame.journal.fold(recipe.key, fold)
         if known is None:
@@ -166,10 +167,8 @@ def measured_fold(
 
 
 def _shown(frame: Frame, recipe: Recipe, rows: Int64[np.ndarray, " r"]) -> None:
-    from graft.images.views import suited
-
     pixels = open_pixels(frame.dataset, recipe.geometry, store=frame.store)
-    shown(frame, pixels, suited(pixels, frame.dataset.targets, rows), title=recipe.name)
+    shown(frame, pixels, suited_without_backbone(frame, pixels, rows), title=recipe.name)
 
 
 def _training(
@@ -186,8 +185,9 @@ def _training(
     from graft.learning.training import train
 
     epochs: list[dict[str, float | int | None]] = []
+    pixels = open_pixels(frame.dataset, recipe.geometry, store=frame.store)
     work = train(
-        open_pixels(frame.dataset, recipe.geometry, store=frame.store),
+        pixels,
         frame.dataset.targets,
         rows,
         groups=frame.dataset.groups,
@@ -196,6 +196,7 @@ def _training(
         compute=frame.compute,
         seed=1000 * frame.settings.seed + seed,
         deadline_seconds=deadline_seconds,
+        augmentation=suited_without_backbone(frame, pixels, rows),
         criterion=criterion(frame.settings.metric),
     )
     while True:

@@ -24,12 +24,13 @@ from jaxtyping import Float, Int64, UInt8
 from graft.backbones.activations import extracted
 from graft.backbones.trunks import TrunkFile
 from graft.images.augmentations import Augmentation, Symmetry, named
-from graft.images.pixels import pixels_key
+from graft.images.pixels import open_pixels, pixels_key
 from graft.images.preview import preview_of
 from graft.learning.orientation import CLEARLY, Turning, turning
 from graft.store import content_key
-from graft.studies.frame import Event, Frame
+from graft.studies.frame import Event, Frame, Trial, criterion
 
+MIRRORINGS = "mirrorings"  # a record in the journal
 MOST = 400
 TURNED: dict[Symmetry, str] = {
     "mirror": "mirrored",
@@ -159,6 +160,41 @@ def augmenting(
             yield Event("notice", f"{trunk.entry.name}: {sentence}")
     allowed = replace(plain, symmetries=tuple(one.symmetry for one in asked if one.allowed))
     return named(wanted, suited=allowed, images=images)
+
+
+def ask_the_best(frame: Frame, trials: Sequence[Trial]) -> Generator[Event, None, None]:
+    """Ask the best frozen candidate which mirrorings keep the class, for what has no backbone of its own; journalled.
+
+    Where there is none, nobody is asked.
+    """
+    from graft.studies.beside import activations_of
+
+    frozen = [trial for trial in trials if trial.recipe.strategy == "frozen" and trial.complete]
+    if frame.journal.find(MIRRORINGS, {}) is not None or not frozen:
+        return
+    score = criterion(frame.settings.metric)
+    best = max(frozen, key=lambda trial: score(trial.probabilities, frame.targets))
+    trunk, activations = activations_of(frame, best)
+    found = yield from augmenting(
+        frame,
+        trunk,
+        open_pixels(frame.dataset, trunk.geometry, store=frame.store),
+        activations.tap(best.tap_index),
+        tap=best.tap_index,
+        wanted="medium",
+    )
+    frame.journal.append(MIRRORINGS, {"symmetries": list(found.symmetries)})
+
+
+def suited_without_backbone(
+    frame: Frame, pixels: UInt8[np.ndarray, "n h w c"], rows: Int64[np.ndarray, " m"]
+) -> Augmentation:
+    """The augmentation for what learns from `rows` and has no backbone of its own: mirrored as the best one allows, or
+    else as the pixels of these rows do."""
+    from graft.images.views import suited
+
+    plain, known = suited(pixels, frame.dataset.targets, rows), frame.journal.find(MIRRORINGS, {})
+    return plain if known is None else replace(plain, symmetries=tuple(known["symmetries"]))
 
 
 def shown(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_sets import picture, weights_folder
+from made_trials import trial
 from PIL import ImageOps
 
 from graft.backbones.activations import extracted
@@ -29,7 +30,17 @@ from graft.studies.frame import Event, Frame
 from graft.studies.journal import Journal
 from graft.studies.plan import geometry_of
 from graft.studies.settings import resolved
-from graft.studies.symmetry import MOST, Asked, asking, augmenting, shown, spread
+from graft.studies.symmetry import (
+    MIRRORINGS,
+    MOST,
+    Asked,
+    ask_the_best,
+    asking,
+    augmenting,
+    shown,
+    spread,
+    suited_without_backbone,
+)
 
 
 def test_at_most_400_rows_evenly_spread() -> None:
@@ -96,6 +107,22 @@ def test_stripes_that_lean_may_not_be_mirrored_and_it_is_said_once(frame: Frame)
     assert kept[0]["verdict"] == "changed" and kept[0]["chance"] < 0.01
     assert [event for event in again if event.kind == "notice"] == [] and same == made_of
     assert finish(asking(frame, trunk, pixels, features, tap=tap, found=SYMMETRIES))[1] == asked
+
+
+def test_what_has_no_backbone_of_its_own_follows_the_best_one(frame: Frame) -> None:
+    """Stripes that lean may not be mirrored by what has no backbone either."""
+    trunk, pixels, _ = opened(frame)
+    assert finish(ask_the_best(frame, []))[0] == [] and frame.journal.find(MIRRORINGS, {}) is None
+    before = suited_without_backbone(frame, pixels, frame.rows)
+    plain = trial("best", np.eye(2, dtype=np.float32)[frame.targets])
+    recipe = replace(plain.recipe, backbone=trunk.entry.name, geometry=trunk.geometry)
+    best = replace(plain, recipe=recipe, tap_index=len(trunk.taps) - 1)
+    finish(ask_the_best(frame, [best]))
+    known = frame.journal.find(MIRRORINGS, {})
+    assert known is not None and "mirror" not in known["symmetries"]
+    after = suited_without_backbone(frame, pixels, frame.rows)
+    assert after == replace(before, symmetries=tuple(known["symmetries"]))
+    assert finish(ask_the_best(frame, [best]))[0] == []
 
 
 @pytest.mark.parametrize(

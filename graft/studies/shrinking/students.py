@@ -33,6 +33,7 @@ from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.recipe import Recipe
 from graft.studies.rungs import prepare
 from graft.studies.shrinking.networks import Network
+from graft.studies.symmetry import ask_the_best, suited_without_backbone
 from graft.studies.tuning.kept_states import keep_trained
 
 if TYPE_CHECKING:
@@ -94,13 +95,13 @@ def taught_by(
     text: str,
 ) -> Generator[Event, None, tuple[Trained, dict[str, Any]]]:
     """A student that learned from `network` on these rows, and its curve."""
-    from graft.images.views import suited
     from graft.learning.distil import DistilSettings, Taught, distil
 
     geometry = student_geometry(base)
     yield from prepare(frame, [geometry])
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
-    augmentation = suited(pixels, frame.dataset.targets, frame.rows)
+    yield from ask_the_best(frame, [base])
+    augmentation = suited_without_backbone(frame, pixels, frame.rows)
     yield Event("progress", f"{text}: views", remaining_seconds=frame.remaining_seconds())
     views, features = _views(frame, base, network, augmentation, rows)
     head = network.head or ridge_head(
