@@ -331,17 +331,20 @@ def pretrain(
             return finished.value
 
 
-def evaluate(bundle: str | Path | Bundle, source: str | Path) -> Evaluation:
+def evaluate(
+    bundle: str | Path | Bundle, source: str | Path, *, elsewhere: Sequence[str | Path] = ()
+) -> Evaluation:
     """Answer the labelled images in `source` with a packed model, and say how good the answers are.
 
     `bundle`: a folder `model.graft`, or an opened one. `source`: a folder `<class>/...`, a CSV or Parquet file; classes
-    are matched with the model's labels by name, and those that it does not know are counted apart.
+    are matched with the model's labels by name, and those that it does not know are counted apart. `elsewhere`: image
+    files of something else entirely; how well they are told apart is `Evaluation.apart`.
 
     Raises GraftError with a sentence for whatever cannot be done.
     """
     from graft.deploy.evaluate import evaluating
 
-    work = evaluating(_opened(bundle), source)
+    work = evaluating(_opened(bundle), source, elsewhere=[Path(file) for file in elsewhere])
     while True:
         try:
             next(work)

@@ -14,6 +14,7 @@ from graft.errors import SettingsError
 if TYPE_CHECKING:
     from graft.backbones.catalogue import Entry
     from graft.deploy.answers import LeftOut
+    from graft.deploy.apart import Apart
     from graft.deploy.evaluate import Evaluation
     from graft.images.dataset import Dataset
     from graft.similar.build import Indexed
@@ -181,7 +182,18 @@ def show_evaluation(evaluation: Evaluation) -> None:
     if evaluation.unknown:
         share = 100 * evaluation.accuracy_with_unknown
         console.print(f"Counted as wrong, they bring the accuracy to {share:.1f} %.")
+    if evaluation.apart is not None:
+        console.print(_told_apart(evaluation.apart), soft_wrap=True)
     _show_left_out(console, evaluation.left_out)
+
+
+def _told_apart(apart: Apart) -> str:
+    auroc = apart.auroc
+    return (
+        f"Pictures of something else: {apart.others_called_unknown} of {apart.others} are called unknown, and "
+        f"{apart.known_called_unknown} of {apart.known} images of known classes. The score tells them apart with an AUROC of "
+        f"{auroc.value:.3f} (95 % interval {auroc.low:.3f} to {auroc.high:.3f})."
+    )
 
 
 def _mistaken(evaluation: Evaluation, name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graft.commands import runtimes
+from graft.commands.files import image_files
 from graft.commands.lines import as_json
 from graft.errors import SettingsError
 
@@ -16,6 +17,13 @@ def add(commands: Any) -> None:
     evaluate.add_argument("bundle", help="a folder model.graft")
     evaluate.add_argument("source", help="a folder <class>/..., a CSV or Parquet file")
     runtimes.add(evaluate)
+    evaluate.add_argument(
+        "--elsewhere",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="pictures of something else, a file or a folder: are they told apart? May be given more than once",
+    )
     evaluate.add_argument("--csv", metavar="FILE", help="write every image's answer as CSV")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=run)
@@ -31,8 +39,15 @@ def run(options: argparse.Namespace) -> int:
         raise SettingsError(
             f"--csv {options.csv} is a folder; name a file, such as {Path(options.csv) / 'answers.csv'}."
         )
+    elsewhere = image_files([_there(Path(name)) for name in options.elsewhere])
     bundle = load(options.bundle, threads=1, runtime=options.runtime, abreast=cpu_threads())
-    evaluation = following.follow_steps(evaluating(bundle, options.source), to_stderr=options.json)
+    if elsewhere and bundle.decision.limit is None:
+        raise SettingsError(
+            f"{bundle.folder} cannot tell unknown images: it holds no statistics for it. Leave --elsewhere away, or make "
+            "the bundle again with `graft study` of this version."
+        )
+    work = evaluating(bundle, options.source, elsewhere=elsewhere)
+    evaluation = following.follow_steps(work, to_stderr=options.json)
     if options.csv:
         write_answers(evaluation, Path(options.csv))
     if options.json:
@@ -40,3 +55,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         console.show_evaluation(evaluation)
     return 0
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        raise SettingsError(f"--elsewhere {path} does not exist; name a file or a folder with pictures.")
+    return path

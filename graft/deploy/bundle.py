@@ -140,6 +140,14 @@ class Bundle:
         """
         return self._run(PROBABILITIES, images)
 
+    def scored(self, image: Picture) -> tuple[Float32[np.ndarray, " k"], float | None]:
+        """The class probabilities of one image, and how unlike everything the bundle was made from it is.
+
+        The score is None where the bundle cannot tell. Raises DatasetError as `predict` does.
+        """
+        rows, scores = self.answer_pixels(next(self._batches([image])))
+        return rows[0], None if scores is None else float(scores[0])
+
     def embed(self, images: Picture | Sequence[Picture]) -> Float32[np.ndarray, "n d"]:
         """The features in front of the head of a list of images (or of one), a row each.
 

@@ -4,7 +4,8 @@ In: a bundle, and a folder `<class>/...`, a CSV or a Parquet file. Out: an `Eval
 the table by class, the confusion matrix and every image's answer. The folder's classes are matched with the bundle's
 labels by name. What counts as the answer is what `graft predict` says: in a bundle with a threshold, that decides. Images of a class that the model does not know cannot be answered rightly: the scores are those of the
 known classes, the others are named and counted beside them, stand in the confusion matrix, and
-`accuracy_with_unknown` counts them as wrong. Splits (train, val, test) are not told apart: give the folder of one.
+`accuracy_with_unknown` counts them as wrong. Where the bundle tells unknown pictures, it is measured how well: on those
+images, and on pictures of something else (`elsewhere`), which belong to no class. Splits (train, val, test) are not told apart: give the folder of one.
 
 Cost: one pass of every image through the network, and 1,000 bootstrap draws. Not covered: near-duplicates (only images
 with the same bytes, or of one group in a CSV, are drawn together, so many near-copies make the intervals too narrow);
@@ -17,15 +18,17 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from graft.compute import cpu_threads
 from graft.deploy.answers import LeftOut, answers
+from graft.deploy.apart import Apart, told_apart
 from graft.deploy.bundle import Bundle
 from graft.deploy.cells import path_cell
 from graft.errors import DatasetError
@@ -49,7 +52,8 @@ class Evaluation:
     `scores` and `per_class` are over the `images` of known classes: accuracy, macro_f1, balanced_accuracy, log_loss,
     brier and calibration_error with 95 % intervals; class, precision, recall, f1, support, auroc of every label that
     occurs in truth or answers. `confusion[t, c]`: how often truth `truths[t]` was answered with label `labels[c]`;
-    `truths` are the labels and then the unknown classes. `names`, `classes`, `answers` (a column of `labels`) and
+    `truths` are the labels and then the unknown classes. `apart`: how well pictures of something else are told apart, None
+    where there are none or the bundle cannot tell. `names`, `classes`, `answers` (a column of `labels`) and
     `probabilities` go image by image, those of unknown classes included.
     """
 
@@ -63,6 +67,7 @@ class Evaluation:
     confusion: Int64[np.ndarray, "t k"]
     unknown: dict[str, int]
     accuracy_with_unknown: float
+    apart: Apart | None
     left_out: tuple[LeftOut, ...]
     names: tuple[str, ...]
     classes: tuple[str, ...]
@@ -88,14 +93,31 @@ class Evaluation:
             },
             "unknown_classes": self.unknown,
             "accuracy_with_unknown": self.accuracy_with_unknown,
+            "told_apart": None if self.apart is None else self.apart.facts,
             "left_out": [{"file": one.name, "reason": one.reason} for one in self.left_out],
         }
 
 
-def evaluating(bundle: Bundle, source: str | Path) -> Generator[tuple[str, int, int], None, Evaluation]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answered:
+    """The rows that could be answered: their names, the digests of their bytes, probabilities, and scores of being
+    unknown (NaN where the bundle cannot tell); and those that could not."""
+
+    rows: list[Row]
+    names: list[str]
+    digests: list[str]
+    table: Float32[np.ndarray, "n k"]
+    scores: Float64[np.ndarray, " n"]
+    left_out: list[LeftOut]
+
+
+def evaluating(
+    bundle: Bundle, source: str | Path, *, elsewhere: Sequence[Path] = ()
+) -> Generator[tuple[str, int, int], None, Evaluation]:
     """Answer every labelled image in `source`; yields (what, done, total), returns the `Evaluation`.
 
-    Raises DatasetError where nothing is labelled, no class is known to the bundle, or no image can be read.
+    `elsewhere`: files with pictures of something else. Raises DatasetError where nothing is labelled, no class is known
+    to the bundle, or no image can be read.
     """
     listing = read(Path(source))
     rows = [row for row in listing.rows if row.label is not None]
@@ -106,25 +128,56 @@ def evaluating(bundle: Bundle, source: str | Path) -> Generator[tuple[str, int, 
     ]
     left_out += [LeftOut(issue.name, issue.detail) for issue in listing.issues if issue.excluded]
     _refuse_strangers(bundle, source, listing)
-    kept: list[Row] = []
-    digests: list[str] = []
-    table = np.empty((len(rows), len(bundle.labels)), np.float32)
-    yield "answering", 0, len(rows)
-    found = answers(rows, lambda data, _: bundle.probabilities(data)[0], threads=cpu_threads())
-    for done, (row, answer) in enumerate(zip(rows, found, strict=True), start=1):
-        if answer.values is None:
-            left_out.append(LeftOut(listing.name(row), answer.reason))
-        else:
-            table[len(kept)] = answer.values
-            kept.append(row)
-            digests.append(answer.digest)
-        yield "answering", done, len(rows)
-    names = tuple(listing.name(row) for row in kept)
-    classes = tuple(row.label or "" for row in kept)
-    groups = _groups(kept, digests)
-    return judged(
-        names, classes, groups, table[: len(kept)], bundle=bundle, source=str(source), left_out=left_out
+    found = yield from _answering(bundle, rows, [listing.name(row) for row in rows], "answering")
+    strange = [Row(path, None, None) for path in elsewhere]
+    others = yield from _answering(bundle, strange, [str(path) for path in elsewhere], "elsewhere")
+    classes = tuple(row.label or "" for row in found.rows)
+    known = np.array([name in bundle.labels for name in classes], bool)
+    evaluation = judged(
+        tuple(found.names),
+        classes,
+        _groups(found.rows, found.digests),
+        found.table,
+        bundle=bundle,
+        source=str(source),
+        left_out=[*left_out, *found.left_out, *others.left_out],
     )
+    far = np.concatenate([found.scores[~known], others.scores])
+    limit = bundle.decision.limit
+    if limit is None or not len(far):
+        return evaluation
+    return replace(evaluation, apart=told_apart(found.scores[known], far, limit=limit))
+
+
+def _answering(
+    bundle: Bundle, rows: Sequence[Row], names: Sequence[str], step: str
+) -> Generator[tuple[str, int, int], None, _Answered]:
+    found = _Answered([], [], [], np.empty((0, len(bundle.labels)), np.float32), np.empty(0), [])
+    numbers = []
+    if rows:
+        yield step, 0, len(rows)
+    work = answers(rows, partial(_numbers, bundle), threads=cpu_threads())
+    for done, (row, name, answer) in enumerate(zip(rows, names, work, strict=True), start=1):
+        if answer.values is None:
+            found.left_out.append(LeftOut(name, answer.reason))
+        else:
+            found.rows.append(row)
+            found.names.append(name)
+            found.digests.append(answer.digest)
+            numbers.append(answer.values)
+        yield step, done, len(rows)
+    if not numbers:
+        return found
+    table, classes = np.stack(numbers), len(bundle.labels)
+    told = table.shape[1] > classes
+    scores = table[:, classes].astype(np.float64) if told else np.full(len(table), np.nan)
+    return replace(found, table=table[:, :classes], scores=scores)
+
+
+def _numbers(bundle: Bundle, data: bytes, _digest: str) -> Float32[np.ndarray, " d"]:
+    """The probabilities and, where the bundle can tell, the score of being unknown."""
+    probabilities, score = bundle.scored(data)
+    return probabilities if score is None else np.append(probabilities, np.float32(score))
 
 
 def judged(
@@ -172,6 +225,7 @@ def judged(
         confusion=_confusion(classes, truths, decided, len(labels)),
         unknown=unknown,
         accuracy_with_unknown=right / len(classes),
+        apart=None,
         left_out=tuple(left_out),
         names=tuple(names),
         classes=tuple(classes),
