@@ -29,14 +29,17 @@ from graft.estimator_input import ParameterError, pixels_of, sides_of
 from graft.estimator_records import Given, Model, Probe, Wish, fit_of, reach_of, some_of, weights_of
 from graft.images.dataset import Dataset
 from graft.learning.inner import Balance
+from graft.learning.mirrored import asked, spread
 from graft.store import Store, content_key
 
 if TYPE_CHECKING:
     from graft.backbones.layers import Freeze
     from graft.backbones.opening import Opened
+    from graft.images.augmentations import Augmentation
 
 Returned = TypeVar("Returned")
 
+PARTS = 5
 LOSSES: dict[str, Balance] = {
     "auto": "root",
     "none": "none",
@@ -55,7 +58,6 @@ def tuned_model(
     import torch
 
     from graft.backbones.export import export
-    from graft.images.views import suited
     from graft.learning.cutting import cut_at
     from graft.learning.finetune import TuneSettings, tune
     from graft.learning.prefix import caching, strengthened
@@ -86,7 +88,7 @@ def tuned_model(
             cutting,
             probe.pixels,
             key=content_key(probe.key, probe.trunk.key, freeze.cut),
-            augmentation=strengthened(suited(probe.pixels, given.targets, rows), settings.augment),
+            augmentation=strengthened(_suited(probe, given, wish, folder, store), settings.augment),
             wanted=settings.views,
             seed=wish.seed,
             store=store,
@@ -133,6 +135,51 @@ def tuned_model(
         expected=tuned.head.probabilities(read),
         frozen=None,
     )
+
+
+def _suited(
+    probe: Probe, given: Given, wish: Wish, folder: WeightsFolder | None, store: Store
+) -> Augmentation:
+    """What suits the images, mirrored only where the backbone was seen to keep the class under it."""
+    from graft.images.views import natural, suited
+
+    every = np.arange(len(given.targets))
+    rows, parts = spread(every), _parts(given.targets, _twins(probe.pixels))
+    natural_ones = natural(probe.pixels, given.targets, every) if parts[rows].any() else ()
+    allowed = tuple(
+        name
+        for name in natural_ones
+        if asked(
+            probe.trunk,
+            probe.pixels,
+            probe.rows,
+            given.targets,
+            rows=rows,
+            parts=parts[rows],
+            tap=probe.tap.index,
+            symmetry=name,
+            key=probe.key,
+            store=store,
+            compute=wish.compute,
+            folder=folder,
+            reach=reach_of(probe.trunk.entry, folder),
+        ).verdict
+        == "kept"
+    )
+    return replace(suited(probe.pixels, given.targets, every), symmetries=allowed)
+
+
+def _parts(targets: Int64[np.ndarray, " n"], groups: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """A number from 0 to 4 for every image: twins alike, and the images of a class dealt out one by one.
+
+    All are 0 where no class has two images that differ, so that nothing can be asked.
+    """
+    firsts = np.unique(groups, return_index=True)[1]
+    dealt = np.zeros(groups.max() + 1, np.int64)
+    for label in np.unique(targets):
+        own = firsts[targets[firsts] == label]
+        dealt[groups[own]] = np.arange(len(own)) % PARTS
+    return dealt[groups]
 
 
 def refuse_freeze(probe: Probe, wish: Wish, folder: WeightsFolder | None) -> None:

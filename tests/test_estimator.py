@@ -24,7 +24,9 @@ import graft
 from graft.errors import GraftError
 from graft.estimator import FAILED_CHECKS, GraftClassifier
 from graft.estimator_input import ParameterError, from_table, is_table, pixels_of, span_of
+from graft.images.augmentations import Augmentation
 from graft.images.dataset import Preprocess
+from graft.learning import prefix
 
 QUICK: dict[str, Any] = {"size": 32, "framing": "squash", "tap": -1, "threads": 1}
 STRIPS = GraftClassifier(size=16, framing="squash", tap=-1, threads=1, image_shape=(1, -1), value_range="fit")
@@ -144,6 +146,27 @@ def test_fine_tuning_from_any_depth(freeze: Any, strategy: str, tmp_path: Path) 
         return
     again = clone(model).fit(IMAGES[LEARNED], LABELS[LEARNED])
     assert np.abs(again.predict_proba(IMAGES[ASKED]) - model.predict_proba(IMAGES[ASKED])).max() < 1e-5
+
+
+def test_views_are_mirrored_only_where_the_backbone_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stripes that lean are of the other class when mirrored, and nothing else tells them apart."""
+    seen: list[Augmentation] = []
+    real = prefix.caching
+    monkeypatch.setattr(
+        prefix,
+        "caching",
+        lambda *a, augmentation, **k: seen.append(augmentation) or real(*a, augmentation=augmentation, **k),
+    )
+    leaning = np.stack([np.asarray(picture(np.random.default_rng(index), 1, size=32)) for index in range(40)])
+    leaning[1::2] = leaning[1::2, :, ::-1]
+    model = GraftClassifier(**QUICK, strategy="finetuned", epochs=1)
+    model.fit(leaning, np.arange(40) % 2)
+    assert "mirror" not in seen[0].symmetries
+
+
+def test_two_images_are_enough_to_be_trained_on() -> None:
+    model = GraftClassifier(**QUICK, strategy="finetuned", epochs=1).fit(IMAGES[:2], LABELS[:2])
+    assert set(model.predict(IMAGES[:2])) <= {"left", "right"}
 
 
 def test_from_scratch(tmp_path: Path) -> None:

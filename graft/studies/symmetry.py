@@ -1,9 +1,8 @@
 """Which mirrorings keep the class, as a backbone and the edges in the pictures see it, and the sentence that says so.
 
 In: an opened trunk, its features of the development images, the pixels, and the mirrorings to ask about. Out: an
-`Asked` for each: what `graft.learning.orientation` finds in the backbone's features and the directions of edges
-together (a backbone trained on mirrored images has learned to overlook what the edges show). A mirroring is used only
-where it was seen to keep the class: too little to tell by is no permission.
+`Asked` for each (`graft.learning.mirrored`). A mirroring is used only where it was seen to keep the class: too little to
+tell by is no permission.
 
 One augmentation serves all folds, because the cached views do, so the verdict is that of all development images: one
 bit for each mirroring is all that a fold's training learns about the images held out from it. The locked test images
@@ -21,17 +20,15 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
-from graft.backbones.activations import extracted
 from graft.backbones.trunks import TrunkFile
 from graft.images.augmentations import Augmentation, Symmetry, named
 from graft.images.pixels import open_pixels, pixels_key
 from graft.images.preview import preview_of
-from graft.learning.orientation import CLEARLY, Turning, turning
-from graft.store import content_key
+from graft.learning.mirrored import asked, spread
+from graft.learning.orientation import CLEARLY, Turning
 from graft.studies.frame import Event, Frame, Trial, criterion
 
 MIRRORINGS = "mirrorings"  # a record in the journal
-MOST = 400
 TURNED: dict[Symmetry, str] = {
     "mirror": "mirrored",
     "upside_down": "turned upside down",
@@ -85,48 +82,26 @@ def asking(
     found: Sequence[Symmetry],
 ) -> Generator[Event, None, list[Asked]]:
     """Ask about each of `found`; `features` are those of the tap number `tap`."""
-    from graft.images.outlines import outlines
-    from graft.images.views import APPLY
-
     rows = spread(frame.rows)
-    given = pixels_key(frame.dataset, trunk.geometry)
-    parts, targets = frame.folds.assignment[rows], frame.dataset.targets[rows]
     answers = []
     for name in found:
         yield Event("progress", f"{trunk.entry.name}: {name}?", remaining_seconds=frame.remaining_seconds())
-        key = content_key(
-            "symmetry.v3",
-            trunk.key,
-            trunk.runner,
-            given,
-            tap,
-            name,
-            rows.tolist(),
-            parts.tolist(),
-            targets.tolist(),
+        told = asked(
+            trunk,
+            pixels,
+            features,
+            frame.dataset.targets,
+            rows=rows,
+            parts=frame.folds.assignment[rows],
+            tap=tap,
+            symmetry=name,
+            key=pixels_key(frame.dataset, trunk.geometry),
+            store=frame.store,
+            compute=frame.compute,
+            folder=frame.folder,
+            reach=frame.reach,
         )
-        stored = frame.store.get(key)
-        if stored is None:
-            images = np.array(pixels[rows])
-            mirrored = np.ascontiguousarray(APPLY[name](images))
-            seen = extracted(
-                trunk,
-                mirrored,
-                content_key("mirrored.v1", given, name, rows.tolist()),
-                store=frame.store,
-                compute=frame.compute,
-                folder=frame.folder,
-                reach=frame.reach,
-            ).tap(tap)
-            told = turning(
-                (features[rows].astype(np.float32), outlines(images)),
-                (seen.astype(np.float32), outlines(mirrored)),
-                targets,
-                parts=parts,
-            )
-            stored = frame.store.put(key, {**asdict(told), "confused": list(told.confused)})
-        facts = {**stored.facts, "confused": tuple(stored.facts["confused"])}
-        answers.append(Asked(name, Turning(**facts)))
+        answers.append(Asked(name, told))
     return answers
 
 
@@ -151,14 +126,14 @@ def augmenting(
     bare = replace(plain, symmetries=())
     if named(wanted, suited=plain, images=images) == named(wanted, suited=bare, images=images):
         return named(wanted, suited=bare, images=images)
-    asked = yield from asking(frame, trunk, pixels, features, tap=tap, found=plain.symmetries)
-    for one in asked:
+    answers = yield from asking(frame, trunk, pixels, features, tap=tap, found=plain.symmetries)
+    for one in answers:
         sentence = one.sentence(frame.dataset.classes)
         record = {"trunk": trunk.key, "tap": tap, "symmetry": one.symmetry, "sentence": sentence}
         if frame.journal.find("symmetry", record) is None:
             frame.journal.append("symmetry", {**record, "verdict": one.found.verdict, **asdict(one.found)})
             yield Event("notice", f"{trunk.entry.name}: {sentence}")
-    allowed = replace(plain, symmetries=tuple(one.symmetry for one in asked if one.allowed))
+    allowed = replace(plain, symmetries=tuple(one.symmetry for one in answers if one.allowed))
     return named(wanted, suited=allowed, images=images)
 
 
@@ -211,8 +186,3 @@ def shown(
         folder=frame.settings.out,
         title=title,
     )
-
-
-def spread(rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
-    """At most 400 of the rows, evenly spread."""
-    return rows if len(rows) <= MOST else rows[np.linspace(0, len(rows) - 1, MOST).astype(np.int64)]

@@ -24,6 +24,7 @@ from graft.images.folds import split
 from graft.images.pixels import open_pixels, pixels_key, preparing
 from graft.images.scan import scan
 from graft.images.views import natural
+from graft.learning.mirrored import MOST, spread
 from graft.learning.orientation import Turning
 from graft.store import Store
 from graft.studies.frame import Event, Frame
@@ -32,13 +33,11 @@ from graft.studies.plan import geometry_of
 from graft.studies.settings import resolved
 from graft.studies.symmetry import (
     MIRRORINGS,
-    MOST,
     Asked,
     ask_the_best,
     asking,
     augmenting,
     shown,
-    spread,
     suited_without_backbone,
 )
 
