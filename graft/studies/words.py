@@ -36,8 +36,8 @@ def reason(trials: Sequence[Trial], choice: Choice, *, metric: str) -> str:
         )
     if not choice.rows.all():
         told += (
-            f" All this is by the {int(choice.rows.sum())} of {len(choice.rows)} images in the folds that the budget "
-            "let it finish; a longer --budget measures the rest."
+            f" All this is by the {int(choice.rows.sum())} of {len(choice.rows)} images in the folds that it finished; a "
+            "longer --budget measures the rest."
         )
     return f"{choice.missed} {told}".strip()
 
