@@ -206,6 +206,20 @@ def test_two_stages_of_the_cheaper_network_come_before_the_last_of_the_dearer() 
     assert all(one.shallow for one in planned([dear, last], images=1_000, folds=5, seconds=seconds).options)
 
 
+def test_a_leading_network_comes_first_if_need_be_on_some_folds() -> None:
+    """What is surely behind is tuned only where nothing of a leading network can be."""
+    leads, behind = option("s2", 2e-2), replace(option("s2", 2e-3), leading=False)
+    last = replace(option("s3", 2e-3), shallow=True)
+    ten = replace(leads, settings=replace(leads.settings, epochs=10, views=2))
+    seconds = 1.01 * plan_seconds([ten], images=1_000, folds=5, through=2)
+    plan = planned([leads, behind, last], images=1_000, folds=5, seconds=seconds)
+    assert (plan.folds, plan.options[0].cost) == (2, leads.cost)
+    fewer = planned([leads, behind, last], images=1_000, folds=5, seconds=seconds / 2)
+    assert fewer.folds == 5 and any(one.leading and one.shallow for one in fewer.options)
+    least = planned([leads, behind], images=1_000, folds=5, seconds=seconds / 2)
+    assert least.folds == 5 and [one.leading for one in least.options] == [False]
+
+
 @pytest.mark.parametrize(("images", "share"), [(1, 0.15), (300, 0.15), (800, 0.1), (10_000, 0.05)])
 def test_of_few_images_a_seventh_is_kept_back_of_many_a_twentieth(images: int, share: float) -> None:
     assert kept_share(images) == share
