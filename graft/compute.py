@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,7 +42,8 @@ def choose(device: str = "auto") -> Compute:
     import torch
 
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        return Compute("cuda", torch.cuda.is_bf16_supported(), threads)
+        # What a card before compute capability 8.0 emulates is slower than float32.
+        return Compute("cuda", torch.cuda.is_bf16_supported(including_emulation=False), threads)
     if device in ("auto", "mps") and torch.backends.mps.is_available():
         return Compute("mps", False, threads)
     if device == "auto":
@@ -62,10 +64,12 @@ def step_back() -> None:
     """Let the calling thread yield to everything else that waits for a processor; on Linux only.
 
     For threads that prepare what is not wanted yet: beside them a second process opens the first backbone (`ahead`),
-    which then took 3 s instead of 4 s to import its libraries on two cores.
+    which then took 3 s instead of 4 s to import its libraries on two cores. One that yields more already stays so.
     """
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        thread = threading.get_native_id()
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, max(10, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 @functools.cache
@@ -107,9 +111,9 @@ def environment() -> dict[str, str]:
 
 
 def _accelerator_likely() -> bool:
-    """Cheap signs of a CUDA or Apple device, so that a plain CPU run need not import torch to find none."""
+    """Cheap signs of a CUDA, ROCm or Apple device, so that a plain CPU run need not import torch to find none."""
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return True
     if platform.system() == "Windows":
         return True
-    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
+    return any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg", "kfd", "nvhost-ctrl"))

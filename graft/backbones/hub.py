@@ -37,6 +37,9 @@ else:  # asking what is here must not wait for torch
 
 PROBE_SECONDS = 4.0
 TORCHVISION_HOST = "https://download.pytorch.org"
+TORCHVISION_FILE = (
+    "models/squeezenet1_1-b8a52dc0.pth"  # its root is forbidden, which a file that it has is not
+)
 HUB_FILE = "model.safetensors"
 
 
@@ -66,7 +69,8 @@ def probe(seconds: float = PROBE_SECONDS) -> Reach:
     if os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE"):
         return Reach(False, False, "HF_HUB_OFFLINE is set, so nothing is downloaded.")
     hosts = (hub_endpoint(), TORCHVISION_HOST)
-    statuses = _within(seconds, [functools.partial(_status, host, seconds) for host in hosts])
+    asked = (hosts[0], f"{hosts[1]}/{TORCHVISION_FILE}")
+    statuses = _within(seconds, [functools.partial(_status, address, seconds) for address in asked])
     answers = [status is not None and (status < 400 or status in (401, 404, 405)) for status in statuses]
     silent = [host for host, answer in zip(hosts, answers, strict=True) if not answer]
     reason = (
@@ -99,14 +103,15 @@ def load_from_hub(entry: Entry) -> tuple[dict[str, Tensor], Path]:
     Raises BackboneError if the file cannot be had or does not fit.
     """
     import timm
+    from safetensors import SafetensorError
 
     path = cached(entry) or _download_from_hub(entry)
-    overlay = {"file": str(path)}
+    overlay = {"file": str(path), "custom_load": False}  # some timm would read a file of its own format
     try:
         network = timm.create_model(
             entry.name, pretrained=True, pretrained_cfg_overlay=overlay, **dict(entry.arguments)
         )
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         raise BackboneError(
             f"The weights of {entry.name} in {path} do not fit the network: {error}. Remove that file and try again."
         ) from error
@@ -161,7 +166,8 @@ def _download_from_hub(entry: Entry) -> Path:
     _still_there(entry, address)
     try:
         return Path(hf_hub_download(_repository(entry), HUB_FILE))
-    except (OSError, HTTPError) as error:  # HTTPError: that of whichever HTTP library the client uses
+    except (OSError, HTTPError, RuntimeError, ValueError, ImportError) as error:
+        # HTTPError: that of whichever HTTP library the client uses; its transfers in pieces fail with a RuntimeError
         raise BackboneError(
             f"The weights of {entry.name} could not be fetched from {address}: {error}"
         ) from error

@@ -203,7 +203,8 @@ def build_network(library: str, architecture: str, arguments: Mapping[str, Any])
             return _mobilenetv1(**arguments)
         import timm
 
-        return timm.create_model(architecture, pretrained=False, **arguments)
+        # Without a number timm takes that of the architecture's first weights, which may have more classes than these.
+        return timm.create_model(architecture, pretrained=False, **{"num_classes": 1000, **arguments})
     except (RuntimeError, ValueError, TypeError) as error:
         raise BackboneError(
             f"{library} cannot build {architecture} with the arguments {dict(arguments)}: {error}. "

@@ -27,6 +27,7 @@ from graft.backbones.taps import CLASSIFIER_INPUT, Trunk, pool, stages_of
 from graft.errors import BackboneError
 from graft.learning.calls import Calls
 
+REMEMBERED = "attention_bias_cache"
 TOLERANCE = 1e-4  # relative error of the tail behind the prefix against the whole, in float32
 
 
@@ -202,6 +203,7 @@ def cut_at(
     """
     trunk = opened.trunk
     network = _without_taps(trunk)
+    _without_memory(network)
     classifier = stages_of(network, architecture)[1]
     if classifier is None and tap == CLASSIFIER_INPUT:
         classifier = CLASSIFIER_INPUT  # the small CNN says nothing of its classifier, whose name is this
@@ -243,6 +245,18 @@ def _without_taps(trunk: Trunk) -> nn.Module:
                 if any(cell.cell_contents is trunk for cell in cells):
                     del hooks[number]
     return trunk.network
+
+
+def _without_memory(network: nn.Module) -> None:
+    """LeViT, TinyViT and EfficientFormer keep a product of their weights from one answer to the next, which would be that
+    of the weights before the last step."""
+    for module in network.modules():
+        if hasattr(module, REMEMBERED):
+            module.register_forward_pre_hook(_forget)
+
+
+def _forget(module: nn.Module, _inputs: Any) -> None:
+    setattr(module, REMEMBERED, {})
 
 
 def _end_of(calls: Calls, cut: str, tap: str, names: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from graft.errors import GraftError
 from graft.learning import checkpoint
 from graft.learning.cutting import Cut
 from graft.learning.heads import Head, fresh_head, ridge_head
+from graft.learning.inner import for_statistics
 from graft.learning.lessons import Lesson, batches, lesson_of, loss_of
 from graft.learning.loop import Epoch, Stopped, at_work, best_temperature
 from graft.learning.prefix import Source
@@ -200,7 +201,7 @@ def embed(
         return np.asarray(features[rows], np.float32)
     tuner = _finished(cutting, tuned, compute)
     with at_work(compute), torch.no_grad():
-        parts = [tuner.embeddings(source.plain(some)).cpu().numpy() for some in _batches(rows)]
+        parts = [tuner.embeddings(source.plain(some)).cpu().numpy() for some in blocks(rows)]
     return np.concatenate(parts)
 
 
@@ -234,9 +235,12 @@ def start(
     tuner = Tuner(cutting, head, rates, compute, statistics=statistics, dropout=settings.dropout)
     if settings.batch_norm == "reestimate":
         with at_work(compute):
-            plain = [lesson.source.plain(rows) for rows in _batches(lesson.learn)]
-            tuner.reestimate(plain, cutting.batch_norms())
-            read = np.concatenate([tuner.features(maps).cpu().numpy() for maps in plain])
+            plain = lesson.source.plain
+            measured = blocks(for_statistics(lesson.learn))
+            tuner.reestimate((plain(rows) for rows in measured), cutting.batch_norms())
+            read = np.concatenate(
+                [tuner.features(plain(rows)).cpu().numpy() for rows in blocks(lesson.learn)]
+            )
         if settings.head == "ridge":
             labels, every = lesson.targets[lesson.learn], np.arange(len(lesson.learn))
             tuner.begin_with(_ridge(read, labels, every, classes, settings, criterion, first=True))
@@ -308,14 +312,14 @@ def _epoch(
     return float(np.mean(losses))
 
 
-def _batches(rows: Int64[np.ndarray, " m"]) -> Iterator[Int64[np.ndarray, " b"]]:
-    for begin in range(0, len(rows), CHECK_BATCH):
-        yield rows[begin : begin + CHECK_BATCH]
+def blocks(rows: Int64[np.ndarray, " m"]) -> list[Int64[np.ndarray, " b"]]:
+    """At most 64 rows each, about equally many: of a single image there are no statistics."""
+    return np.array_split(rows, math.ceil(len(rows) / CHECK_BATCH)) if len(rows) else []
 
 
 def _answers(tuner: Tuner, source: Source, rows: Int64[np.ndarray, " m"]) -> Float32[Tensor, "m k"]:
     parts = [torch.empty(0, tuner.averaged[HEAD[0]].shape[1])]
-    parts += [tuner.answers(source.plain(some)).cpu() for some in _batches(rows)]
+    parts += [tuner.answers(source.plain(some)).cpu() for some in blocks(rows)]
     return torch.cat(parts)
 
 

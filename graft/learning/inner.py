@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32, Int64
 
+MOST_MEASURED = 2_000
 Balance = Literal["none", "root", "sampler", "logit"]
 """`root`: the loss counts a class with the inverse square root of its frequency; `sampler`: every class is drawn equally
 often, with replacement; `logit`: the logarithm of a class's share is added to its logit in the loss alone (logit
@@ -76,3 +77,8 @@ def drawn(
     counts = np.bincount(labels)
     chances = 1 / counts[labels]
     return random.choice(len(labels), size=len(labels), p=chances / chances.sum())
+
+
+def for_statistics(rows: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " m"]:
+    """Every k-th of the rows, at most 2,000: enough for the statistics of batch normalisations."""
+    return rows[:: max(1, -(-len(rows) // MOST_MEASURED))]

@@ -147,7 +147,7 @@ def caching(
 ) -> Generator[tuple[int, int], None, Source]:
     """The source of batches for this cut; yields (views done, views in all) while it is computed.
 
-    `key`: the content of pixels, weights and cut. `wanted`: V, of which as many are made as fit into `space` bytes and
+    The same stage puts out maps below a higher tap and pooled features where it is the tap itself: both are kept. `key`: the content of pixels, weights and cut. `wanted`: V, of which as many are made as fit into `space` bytes and
     onto the disk; with 0 the views are live. `agreed`: what an earlier session `kept`, which then counts, not the room.
     """
     live = LiveViews(pixels, augmentation, cutting, compute)
@@ -162,8 +162,8 @@ def caching(
         return live
 
     def content(kept: int) -> str:
-        facts = (kept - 1, seed, compute.bf16, compute.device, len(pixels))
-        return content_key("prefix.v1", key, augmentation.content(), *facts)
+        facts = (kept - 1, seed, compute.bf16, compute.device, len(pixels), list(one.shape[1:]))
+        return content_key("prefix.v2", key, augmentation.content(), *facts)
 
     room = SHARE * store.free_bytes()
     known = (n for n in range(most, least - 1, -1) if n * column <= room or store.get(content(n)))

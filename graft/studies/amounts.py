@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -127,7 +128,7 @@ def _transferred(frame: Frame, trial: Trial, folds: Sequence[int]) -> Generator[
     measured = _whole(frame, trial, folds)
     features: Float32[np.ndarray, "n d"] | None = None
     for share in SHARES[:-1]:
-        key = content_key("amounts.v2", trial.recipe.key, repr(share))
+        key = _key(trial, share)
         for fold in folds:
             known = frame.journal.fold(key, fold)
             if known is None:
@@ -170,6 +171,7 @@ def _from_scratch(frame: Frame, trial: Trial, *, kept_seconds: float) -> Generat
     made, _ = design(frame.dataset, development=len(frame.rows))
     settings = training_settings(frame)
     most = amount_folds(frame, made, settings, fold_seconds=trial.train_seconds / max(1, len(trial.curves)))
+    most = max(most, _known_folds(frame, trial))
     finished = [fold for fold in range(most) if _finished(frame, trial, fold)]
     measured: dict[tuple[float, int], np.ndarray] = {}
     folds: list[int] = []
@@ -190,6 +192,17 @@ def _from_scratch(frame: Frame, trial: Trial, *, kept_seconds: float) -> Generat
     return Curve("scratch", tuple(folds), measured | _whole(frame, trial, folds)) if folds else None
 
 
+def _known_folds(frame: Frame, trial: Trial) -> int:
+    """On how many folds, from the first on, an earlier session has trained on every share."""
+    keys = [_key(trial, share) for share in SHARES[:-1]]
+    known = (all(frame.journal.fold(key, fold) for key in keys) for fold in range(frame.folds.count))
+    return sum(1 for _ in takewhile(bool, known))
+
+
+def _key(trial: Trial, share: float) -> str:
+    return content_key("amounts.v2", trial.recipe.key, repr(share))
+
+
 def _trained(
     frame: Frame,
     trial: Trial,
@@ -201,7 +214,7 @@ def _trained(
     seconds: float,
 ) -> Generator[Event, None, np.ndarray | None]:
     """Held-out probabilities after training on the share of a fold's rows; None where `seconds` are none."""
-    key = content_key("amounts.v2", trial.recipe.key, repr(share))
+    key = _key(trial, share)
     known = frame.journal.fold(key, fold)
     if known is None:
         if seconds <= 0:

@@ -128,22 +128,22 @@ def choose(
         differences[i] = paired(metric, said[i], said[best], targets, draws)
     ties = [i for i in eligible if _is_level(metric, differences[i])]
     sign = METRICS[metric].sign
-    cheapest = _cost(trials[min(ties, key=lambda i: _cost(trials[i]))])
+    cheapest = cost_of(trials[min(ties, key=lambda i: cost_of(trials[i]))])
     cheap = [
         i
         for i in ties
         if all(
-            own <= times * least for own, times, least in zip(_cost(trials[i]), SAME, cheapest, strict=True)
+            own <= times * least for own, times, least in zip(cost_of(trials[i]), SAME, cheapest, strict=True)
         )
     ]
-    chosen = min(cheap, key=lambda i: (-sign * estimates[i].value, _cost(trials[i]), i))
+    chosen = min(cheap, key=lambda i: (-sign * estimates[i].value, cost_of(trials[i]), i))
     near = [i for i in eligible if sign * estimates[i].value >= sign * estimates[best].value - WORTH_NAMING]
     within = tuple(limits.excess(trial) <= 1 for trial in trials)
     return Choice(
         metric=metric,
         chosen=chosen,
         best=best,
-        smallest=min(near, key=lambda i: (_cost(trials[i]), i)),
+        smallest=min(near, key=lambda i: (cost_of(trials[i]), i)),
         fastest=min(near, key=lambda i: (trials[i].latency_ms, i)),
         scores=tuple(estimates[i].value if i in estimates else None for i in everyone),
         intervals=tuple(estimates.get(i) for i in everyone),
@@ -242,7 +242,7 @@ def _eligible(trials: Sequence[Trial], complete: Sequence[int], limits: Limits) 
     return [i for i in usable if limits.excess(trials[i]) <= reach]
 
 
-def _cost(trial: Trial) -> tuple[float, float]:
+def cost_of(trial: Trial) -> tuple[float, float]:
     """What makes one candidate cheaper than another."""
     return float(trial.model_bytes or 0), float(trial.latency_ms or 0.0)
 

@@ -69,9 +69,9 @@ def _automatic(settings: Settings, folder: WeightsFolder | None, reach: Reach) -
     chosen = _with_own(catalogue.stratified(within, max_bytes=most), own)
     notices = []
     if missing:
+        where = _from_where(folder, own, hub=any(places[entry.name] == "hub" for entry in within))
         notices.append(
-            f"{missing} networks of the catalogue cannot be had now. {reach.reason} "
-            f"{len(within)} can, from {_from_where(folder, own)}."
+            f"{missing} networks of the catalogue cannot be had now. {reach.reason} {len(within)} can, from {where}."
         )
     left = [entry.name for entry in within if entry.name not in {one.name for one, _ in chosen}]
     if left:
@@ -93,12 +93,11 @@ def _with_own(chosen: list[tuple[Entry, str]], own: Sequence[Entry]) -> list[tup
     return [*chosen, *((entry, "comes with Graft") for entry in missing)]
 
 
-def _from_where(folder: WeightsFolder | None, own: Sequence[Entry]) -> str:
+def _from_where(folder: WeightsFolder | None, own: Sequence[Entry], *, hub: bool) -> str:
     places = ["the weights folder"] if folder else []
     places += ["Graft itself"] if own else []
-    return " and ".join(
-        [", ".join([*places, "local caches"][:-1]), "local caches"] if places else ["local caches"]
-    )
+    places += ["the hub"] if hub else []
+    return " and ".join([", ".join(places), "local caches"] if places else ["local caches"])
 
 
 def _cost(choice: tuple[Entry, str]) -> tuple[float, int, str]:

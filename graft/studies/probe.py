@@ -6,6 +6,7 @@ fold) is in the journal before the next one begins.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from graft.backbones.inputs import Look
 from graft.backbones.trunks import CHECK_IMAGES, UNTRAINED, TapRow, TrunkFile, trunk_of
 from graft.compute import cpu_name
 from graft.deploy.assemble import assembled
+from graft.errors import BackboneError
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
 from graft.judging.cost import latency_ms
@@ -56,14 +58,21 @@ def probing(
     samples: UInt8[np.ndarray, "m h w c"],
     suffix: str = "",
     look: Look = "plain",
+    patience: float = -math.inf,
 ) -> Generator[Event, None, Probed]:
-    """Measure all taps of one backbone. The images must have been decoded for `geometry`; `samples`: see `trunk_of`."""
+    """Measure all taps of one backbone. The images must have been decoded for `geometry`; `samples`: see `trunk_of`.
+
+    Raises BackboneError where it is not open, or its weights are still on their way, when only `patience` seconds of the
+    budget are left.
+    """
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
     opening = Event("progress", f"{entry.name}: opening", remaining_seconds=frame.remaining_seconds())
     yield opening
     if frame.compute.device == "cpu":
         import openvino  # noqa: F401 (0.2 s, while the second process still works)
     for _ in ahead.waiting(entry, geometry, look=look):
+        if frame.remaining_seconds() < patience:
+            raise BackboneError("it was not open in time, and the budget is kept for what follows.")
         yield replace(opening, remaining_seconds=frame.remaining_seconds())
     trunk = trunk_of(
         entry,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,11 +101,8 @@ def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Wor
     if done.trials:
         yield from _intended(frame, planned, done)
     yield from prepare(frame, [geometry_of(entry, frame.dataset, fit) for entry, _ in planned.backbones])
-    for entry, _ in planned.order:
-        geometry = geometry_of(entry, frame.dataset, fit)
-        ahead.open(entry, geometry, samples_of(frame, geometry))
     reserve = _kept_share(frame) * frame.settings.budget_seconds
-    for entry, why in planned.order:
+    for place, (entry, why) in enumerate(planned.order):
         geometry = geometry_of(entry, frame.dataset, fit)
         if any(
             trial.recipe.backbone == entry.name and trial.recipe.geometry == geometry for trial in done.trials
@@ -114,7 +112,12 @@ def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Wor
         if done.trials and frame.remaining_seconds() < reserve and not wanted:
             yield from tell(done, f"{entry.name} was not probed: the budget is kept for what follows.")
             continue
-        yield from _probed(frame, entry, geometry, done, ahead, samples=samples_of(frame, geometry))
+        for near, _ in planned.order[place : place + 2]:
+            wide = geometry_of(near, frame.dataset, fit)
+            ahead.open(near, wide, samples_of(frame, wide))
+        patience = -math.inf if wanted or not done.trials else reserve
+        samples = samples_of(frame, geometry)
+        yield from _probed(frame, entry, geometry, done, ahead, samples=samples, patience=patience)
     if not done.trials:
         raise BackboneError("No backbone could be opened. " + " ".join(done.notices[-2:]))
     yield Event("board", "all backbones probed", board=board(frame, done.trials))
@@ -159,9 +162,12 @@ def _probed(
     *,
     samples: UInt8[np.ndarray, "m h w c"],
     suffix: str = "",
+    patience: float = -math.inf,
 ) -> Working:
     try:
-        probed = yield from probing(frame, entry, geometry, ahead=ahead, samples=samples, suffix=suffix)
+        probed = yield from probing(
+            frame, entry, geometry, ahead=ahead, samples=samples, suffix=suffix, patience=patience
+        )
     except BackboneError as error:
         yield from tell(done, f"{entry.name} is left out: {error}")
         return

@@ -14,7 +14,7 @@ from typing import Any
 
 from graft.backbones.catalogue import find
 from graft.backbones.weights import shelf
-from graft.studies.frame import Frame, Trial
+from graft.studies.frame import Frame, Trial, budget_of
 from graft.studies.plan import Plan
 
 RUNG = "rung"  # a record in the journal: it was begun
@@ -31,7 +31,7 @@ def scheduled(
 
     `shares`: of the budget, by rung, what it may take. `training_seconds`: what training from scratch is planned to take.
     """
-    known = frame.journal.find(SCHEDULE, {})
+    known = frame.journal.find(SCHEDULE, {"budget": budget_of(frame)})
     if known is not None:
         return known
     rows: list[dict[str, Any]] = [
@@ -45,7 +45,7 @@ def scheduled(
         rows.append({"name": "training from scratch", "seconds": training_seconds, "at_most": False})
     for row in rows:
         row["seconds"] = round(row["seconds"], 1)
-    return frame.journal.append(SCHEDULE, {"rungs": rows})
+    return frame.journal.append(SCHEDULE, {"budget": budget_of(frame), "rungs": rows})
 
 
 def _probing(frame: Frame, planned: Plan, trials: list[Trial]) -> float:
@@ -70,8 +70,8 @@ def intended(schedule: dict[str, Any], budget_seconds: float) -> str:
 
 
 def spent(frame: Frame) -> list[dict[str, Any]]:
-    """Every rung that was begun, with what was predicted and what it took, in order."""
-    schedule = frame.journal.find(SCHEDULE, {}) or {"rungs": []}
+    """Every rung that was begun, with what was predicted for this budget and what it took under all of them, in order."""
+    schedule = frame.journal.find(SCHEDULE, {"budget": budget_of(frame)}) or {"rungs": []}
     predicted = {row["name"]: row for row in schedule["rungs"]}
     begun = [
         (str(record["name"]), float(record["at"]))
@@ -79,14 +79,17 @@ def spent(frame: Frame) -> list[dict[str, Any]]:
         if record["kind"] == RUNG
     ]
     ends = [at for _, at in begun[1:]] + [frame.journal.elapsed_seconds()][: len(begun)]
+    taken: dict[str, float] = {}
+    for (name, at), end in zip(begun, ends, strict=True):
+        taken[name] = taken.get(name, 0.0) + end - at
     return [
         {
             "name": name,
             "predicted": predicted.get(name, {}).get("seconds"),
             "at_most": bool(predicted.get(name, {}).get("at_most", True)),
-            "seconds": round(end - at, 1),
+            "seconds": round(seconds, 1),
         }
-        for (name, at), end in zip(begun, ends, strict=True)
+        for name, seconds in taken.items()
     ]
 
 

@@ -45,7 +45,7 @@ from graft.studies.finish import (
     packing,
     test_probabilities,
 )
-from graft.studies.frame import Event, Frame, Trial
+from graft.studies.frame import Event, Frame, Trial, budget_of
 from graft.studies.inputs import inputs_rung
 from graft.studies.journal import Journal
 from graft.studies.knowing import reject_facts
@@ -122,8 +122,7 @@ def _climb(
         yield Event("notice", notice)
     alone = ending is finishing
     for name, rung in _rungs(frame, planned, done, ahead, alone=alone):
-        again = not alone or frame.journal.find(RUNG, {"name": name}) is not None
-        yield from _in_time(frame, done, name, rung, again=again)
+        yield from _in_time(frame, done, name, rung, alone=alone)
     if frame.halt.is_set():
         frame.journal.append("stopped", {})
         yield from tell(done, f"{frame.ended}: what was not measured by then is missing.")
@@ -155,13 +154,15 @@ def _rungs(
         yield SELECTING, ensembles_rung(frame, done)
 
 
-def _in_time(frame: Frame, done: Progress, name: str, rung: Working, *, again: bool) -> Working:
+def _in_time(frame: Frame, done: Progress, name: str, rung: Working, *, alone: bool) -> Working:
     """A rung, left once there is an answer and the user wants it, or the time is over, or the rung cannot go on.
 
     The rungs themselves plan with the budget; this is for a machine that is slower than they know. Where time is over
     before a rung begins, nothing of it is decided or journalled, so that a longer budget finds it untouched. One that
-    an earlier session had begun (`again`) brings what that had measured, whatever the time.
+    an earlier session had begun (`again`) brings what that had measured, whatever the time. `alone`: as in `_rungs`.
     """
+    again = not alone or frame.journal.find(RUNG, {"name": name}) is not None
+    begins = {"name": name, "budget": budget_of(frame)}
     kept = 0.0 if name == SELECTING else kept_for_the_end(frame.targets, done.trials)
 
     def over() -> bool:
@@ -172,8 +173,8 @@ def _in_time(frame: Frame, done: Progress, name: str, rung: Working, *, again: b
     try:
         with closing(rung):
             if not over():
-                if not again:
-                    frame.journal.append(RUNG, {"name": name})
+                if alone and frame.journal.find(RUNG, begins) is None:
+                    frame.journal.append(RUNG, begins)
                 for event in rung:
                     yield event
                     if over():

@@ -63,8 +63,8 @@ def seeds_rung(frame: Frame, done: Progress) -> Working:
     if count < 2:
         yield from tell(
             done,
-            f"The budget pays no second seed of {first.recipe.name}, which would take "
-            f"{first.train_seconds:.0f} s and twice the last fit.",
+            f"No second seed of {first.recipe.name} is paid: it would take {first.train_seconds:.0f} s and twice the last "
+            "fit, and both together are twice the bytes.",
         )
         return
     yield Event("stage", f"Training {first.recipe.name} with {count} seeds on the same folds")
@@ -79,10 +79,15 @@ def seeds_rung(frame: Frame, done: Progress) -> Working:
         yield from _added(frame, done, members, single[0], draws)
 
 
-def paid(first: Trial, *, left: float, kept: float) -> int:
-    """How many seeds in all the seconds `left` pay, the last fit of each included; `kept` are for the end in any case."""
+def paid(first: Trial, *, left: float, kept: float, max_bytes: int | None = None) -> int:
+    """How many seeds in all the seconds `left` pay, the last fit of each included; `kept` are for the end in any case.
+
+    Their mean is as large as all of them together, and has to be within `max_bytes`.
+    """
     count = 1
     while count < MOST_SEEDS:
+        if max_bytes is not None and (count + 1) * (first.model_bytes or 0) > max_bytes:
+            break
         last_fits = (count + 1) * last_fit_seconds(first)
         if count * first.train_seconds + max(kept, last_fits) > left:
             break
@@ -101,7 +106,7 @@ def _planned(frame: Frame, done: Progress, first: Trial) -> int:
     known = frame.journal.find(PLAN, asked)
     if known is None:
         kept = kept_for_the_end(frame.targets, done.trials)
-        count = paid(first, left=frame.remaining_seconds(), kept=kept)
+        count = paid(first, left=frame.remaining_seconds(), kept=kept, max_bytes=frame.settings.max_bytes)
         known = frame.journal.append(PLAN, {**asked, "seeds": count})
     return int(known["seeds"])
 

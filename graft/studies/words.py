@@ -7,7 +7,7 @@ from typing import Literal
 
 from graft.judging.metrics import METRICS, Metric
 from graft.judging.uncertainty import Difference
-from graft.studies.choice import Choice, megabytes
+from graft.studies.choice import Choice, cost_of, megabytes
 from graft.studies.frame import Trial
 
 RunnerUp = Literal["most_accurate", "smallest", "fastest"]
@@ -21,10 +21,12 @@ def reason(trials: Sequence[Trial], choice: Choice, *, metric: str) -> str:
     told = (
         f"{chosen.recipe.name} ({_size(chosen)}, {_latency(chosen)}) scores {shown.text(score)} {shown.label}"
     )
+    cheapest = cost_of(chosen) == min(cost_of(trials[position]) for position in choice.tied)
+    cheaper = "cheaper" if cheapest else "much cheaper"
     if choice.chosen == choice.best:
         others = len(choice.tied) - 1
-        also = f"; none of the {others} others that are tied with it is cheaper" if others > 1 else ""
-        also = "; the only one tied with it is not cheaper" if others == 1 else also
+        also = f"; none of the {others} others that are tied with it is {cheaper}" if others > 1 else ""
+        also = f"; the only one tied with it is not {cheaper}" if others == 1 else also
         told += f", the best out-of-fold score{also}."
     else:
         difference, top = choice.differences[choice.chosen], choice.scores[choice.best]
@@ -32,7 +34,11 @@ def reason(trials: Sequence[Trial], choice: Choice, *, metric: str) -> str:
         told += (
             f" and is statistically tied with the best, {best.recipe.name} ({_size(best)}, {shown.text(top)}): the "
             f"difference is {shown.difference_text(difference.estimate)}, 95 % interval {_span(difference, shown)}. "
-            f"It is the cheapest of {len(choice.tied)} tied candidates."
+            + (
+                f"It is the cheapest of {len(choice.tied)} tied candidates."
+                if cheapest
+                else f"Of {len(choice.tied)} tied candidates it is the best of those that cost hardly more than the cheapest."
+            )
         )
     if not choice.rows.all():
         told += (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graft.backbones.opening import tapped
 from graft.errors import BackboneError
-from graft.learning.cutting import cut_at
+from graft.learning.cutting import _without_memory, cut_at
 
 NETWORKS = ("test_resnet", "test_efficientnet", "test_convnext2", "test_vit2", "test_byobnet")
 
@@ -61,6 +61,27 @@ def test_gradients_reach_what_learns_and_nothing_else() -> None:
     part.cutting.tail(maps).sum().backward()
     moved = {name for name, weight in part.cutting.tail.network.named_parameters() if weight.grad is not None}
     assert moved == set(part.cutting.trained)
+
+
+def test_a_network_that_remembers_learns_step_by_step() -> None:
+    """In eval mode its attention keeps a product of its weights, which belongs to the step before."""
+    network = timm.create_model("levit_128s").eval()
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.ones_(module.weight)  # some begin with zeros, behind which nothing is learned at first
+    _without_memory(network)
+    name, biases = next(
+        found for found in network.named_parameters() if found[0].endswith("attention_biases")
+    )
+    given = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        answer = network(given)
+        answer.square().sum().backward()
+        assert biases.grad is not None and bool(biases.grad.abs().sum() > 0), name
+        biases.grad = None
+    with torch.no_grad():
+        biases += 1.0 + torch.arange(biases.numel()).reshape(biases.shape) % 3
+        assert not torch.allclose(network(given), answer)
 
 
 def test_grey_networks_are_cut_too() -> None:

@@ -91,14 +91,14 @@ def begun(frame: Frame) -> list[str]:
 def test_in_time_all_of_it_is_done(frame_at: Callable[[float], Frame]) -> None:
     frame = frame_at(10.0)
     done = measured(frame)
-    list(_in_time(frame, done, "some work", rung(frame, done), again=False))
+    list(_in_time(frame, done, "some work", rung(frame, done), alone=True))
     assert len(done.trials) == 4 and not done.notices and begun(frame) == ["some work"]
 
 
 def test_when_time_is_over_nothing_is_begun_or_journalled(frame_at: Callable[[float], Frame]) -> None:
     frame = frame_at(101.0)
     done = measured(frame)
-    list(_in_time(frame, done, "some work", rung(frame, done), again=False))
+    list(_in_time(frame, done, "some work", rung(frame, done), alone=True))
     assert len(done.trials) == 1 and begun(frame) == []
     assert "some work was not begun or not finished" in done.notices[0]
 
@@ -108,7 +108,7 @@ def test_a_rung_is_left_when_time_runs_out_and_keeps_what_it_measured(
 ) -> None:
     frame = frame_at(99.8)
     done = measured(frame)
-    list(_in_time(frame, done, "slow work", rung(frame, done, pause=0.3), again=False))
+    list(_in_time(frame, done, "slow work", rung(frame, done, pause=0.3), alone=True))
     assert [one.recipe.name for one in done.trials] == ["some/tap", "more/0"]
     assert "slow work" in done.notices[0] and begun(frame) == ["slow work"]
 
@@ -118,13 +118,14 @@ def test_what_an_earlier_session_began_brings_its_results_whatever_the_time(
 ) -> None:
     frame = frame_at(500.0)
     done = measured(frame)
-    list(_in_time(frame, done, "some work", rung(frame, done), again=True))
+    frame.journal.append(RUNG, {"name": "some work", "budget": 400.0})
+    list(_in_time(frame, done, "some work", rung(frame, done), alone=True))
     assert len(done.trials) == 4 and not done.notices
 
 
 def test_without_any_answer_the_work_goes_on(frame_at: Callable[[float], Frame]) -> None:
     frame, done = frame_at(500.0), Progress()
-    events = _in_time(frame, done, "some work", rung(frame, done), again=False)
+    events = _in_time(frame, done, "some work", rung(frame, done), alone=True)
     assert next(events).kind == "progress" and len(done.trials) == 1
 
 
@@ -132,14 +133,14 @@ def test_whoever_wants_the_answer_gets_it(frame_at: Callable[[float], Frame]) ->
     frame = frame_at(1.0)
     done = measured(frame)
     frame.halt.set()
-    list(_in_time(frame, done, "some work", rung(frame, done), again=False))
+    list(_in_time(frame, done, "some work", rung(frame, done), alone=True))
     assert len(done.trials) == 1 and not done.notices and begun(frame) == []
 
 
 def test_a_rung_that_fails_does_not_take_the_answer_with_it(frame_at: Callable[[float], Frame]) -> None:
     frame = frame_at(1.0)
     done, error = measured(frame), StoreError("The disk is full.")
-    list(_in_time(frame, done, "some work", rung(frame, done, error=error), again=False))
+    list(_in_time(frame, done, "some work", rung(frame, done, error=error), alone=True))
     assert len(done.trials) == 4 and done.notices[0].startswith("The disk is full. The study goes on")
 
 
@@ -149,7 +150,7 @@ def test_where_there_is_no_answer_the_failure_is_told(frame_at: Callable[[float]
         raise StoreError("The disk is full.")
 
     with pytest.raises(StoreError):
-        list(_in_time(frame_at(1.0), Progress(), "some work", failing(), again=False))
+        list(_in_time(frame_at(1.0), Progress(), "some work", failing(), alone=True))
 
 
 def test_the_cheapest_backbone_comes_first_and_the_best_one_next() -> None:

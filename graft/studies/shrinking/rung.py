@@ -51,6 +51,7 @@ from graft.studies.shrinking.students import (
 )
 from graft.studies.shrinking.told import full_size, score_of, signed, told_of
 from graft.studies.shrinking.variants import Variant, measuring, shrunk_recipe, variant_of
+from graft.studies.symmetry import ask_the_best
 
 TOLERANCE = 0.01
 TELLING = 1.0  # seconds to hold the steps against their gates
@@ -185,6 +186,7 @@ def _students(frame: Frame, done: Progress, purse: Purse) -> Working:
         variant = replace(variant_of(teacher), student=width)
         if not _known(frame, done, teacher, variant) and not purse.pays(_student_cost(frame, teacher, width)):
             continue
+        yield from ask_the_best(frame, done.trials)
         yield from prepare(frame, [student_geometry(teacher)])
         yield from _measured(frame, done, teacher, variant, purse)
         recipe = shrunk_recipe(_origin(done.trials, teacher), variant)

@@ -33,7 +33,7 @@ from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.recipe import Recipe
 from graft.studies.rungs import prepare
 from graft.studies.shrinking.networks import Network
-from graft.studies.symmetry import ask_the_best, suited_without_backbone
+from graft.studies.symmetry import suited_without_backbone
 from graft.studies.tuning.kept_states import keep_trained
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ def taught_by(
     geometry = student_geometry(base)
     yield from prepare(frame, [geometry])
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
-    yield from ask_the_best(frame, [base])
     augmentation = suited_without_backbone(frame, pixels, frame.rows)
     yield Event("progress", f"{text}: views", remaining_seconds=frame.remaining_seconds())
     views, features = _views(frame, base, network, augmentation, rows)

@@ -69,6 +69,8 @@ def bench_of(frame: Frame, option: Option) -> Generator[Event, None, Bench]:
     """Open the network, and run its prefix over the views unless the cache holds them."""
     trunk, activations = activations_of(frame, option.trial)
     cutting = cut_for(frame, option, trunk)
+    if cutting.notice:
+        yield Event("notice", cutting.notice)
     geometry = option.trial.recipe.geometry
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
     features = activations.tap(option.trial.tap_index)

@@ -21,7 +21,9 @@ from graft.backbones.catalogue import Entry
 from graft.backbones.trunks import TrunkFile
 from graft.compute import Compute
 from graft.judging.uncertainty import draw_weights, paired
+from graft.learning.inner import MOST_MEASURED
 from graft.store import content_key
+from graft.studies.choice import Limits
 from graft.studies.frame import Frame, Trial, criterion
 from graft.studies.recipe import Recipe
 
@@ -32,7 +34,6 @@ else:
 
 MOST = 4
 MOST_SEEDS = 3  # of one recipe
-MOST_MEASURED = 2_000  # images of a fold, for the statistics of its batch normalisation
 STATISTICS_PASSES = 2  # over them: to take the statistics, and to read the features behind them
 DRAWS = 400
 NEAR = 0.02  # of the metric: with few images, networks are tied that are four points behind
@@ -182,8 +183,13 @@ def finalists(
 def _worth_tuning(
     frame: Frame, trials: Sequence[Trial], value: dict[int, float], draws: np.ndarray
 ) -> list[Trial]:
-    """The frozen trials that see the images as they are, and those of other inputs that are clearly better."""
+    """The frozen trials that see the images as they are, and those of other inputs that are clearly better.
+
+    Where some are within the limits, only those: what is tuned is as large and as slow as it was.
+    """
     frozen = [t for t in trials if t.recipe.strategy == "frozen" and t.complete and t.model_bytes is not None]
+    limits = Limits(frame.settings.max_bytes, frame.settings.max_latency_ms)
+    frozen = [t for t in frozen if limits.excess(t) <= 1] or frozen
     usual = [t for t in frozen if _reads_as_usual(frame, t)]
     if not usual:
         return frozen

@@ -18,9 +18,9 @@ from jaxtyping import Float, Int64
 from threadpoolctl import threadpool_limits
 
 from graft.learning import ridge
+from graft.learning.inner import for_statistics
 from graft.studies.frame import Frame
 from graft.studies.tuning.bench import Bench
-from graft.studies.tuning.finalists import MOST_MEASURED
 
 if TYPE_CHECKING:
     from graft.learning.tune_settings import BatchNorm, TuneSettings
@@ -36,7 +36,7 @@ def statistics_for(
     """`batch_norm`, the policy for these rows; `statistics`, the two log losses in nats, where there was a choice."""
     if bench.features is None or not bench.cutting.batch_norms():
         return {"batch_norm": settings.batch_norm}
-    some = rows[:: -(-len(rows) // MOST_MEASURED)]
+    some = for_statistics(rows)
     labels = frame.dataset.targets[some]
     with threadpool_limits(1):
         kept = losses(np.asarray(bench.features[some], np.float32), labels, classes=frame.classes)
@@ -66,7 +66,7 @@ def _reestimated(
     """The features of these rows behind statistics of the same rows. The next tuner starts from the frozen ones again."""
     import torch
 
-    from graft.learning.finetune import CHECK_BATCH, rates_of
+    from graft.learning.finetune import blocks, rates_of
     from graft.learning.heads import Head
     from graft.learning.loop import at_work
     from graft.learning.tuner import Tuner
@@ -76,7 +76,7 @@ def _reestimated(
     tuner = Tuner(
         bench.cutting, Head(nothing, nothing[0].copy()), rates_of(settings), frame.compute, statistics=False
     )
-    parts = [rows[begin : begin + CHECK_BATCH] for begin in range(0, len(rows), CHECK_BATCH)]
+    parts = blocks(rows)
     with at_work(frame.compute), torch.no_grad():
         tuner.reestimate((bench.source.plain(part) for part in parts), bench.cutting.batch_norms())
         return np.concatenate([tuner.features(bench.source.plain(part)).cpu().numpy() for part in parts])

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from graft.studies.tuning.finalists import (
     DRAWS,
     MOST_SEEDS,
     PLAN,
+    REFIT,
     Cost,
     Option,
     TuningPlan,
@@ -73,6 +75,11 @@ class Tuning:
         frame = self.frame
         return min(self.until - frame.journal.elapsed_seconds(), frame.remaining_seconds())
 
+    def pays(self, fold_seconds: float) -> bool:
+        """Whether there is time for a fold and, where what is kept after the rung is less than that, for a last fit."""
+        last_fit = max(0.0, REFIT * fold_seconds - (self.frame.settings.budget_seconds - self.until))
+        return self.seconds_left - last_fit >= fold_seconds / 2
+
 
 def finetuning(
     frame: Frame, trials: list[Trial], rows: list[dict[str, Any]], *, seconds: float, reserve: float
@@ -92,7 +99,7 @@ def finetuning(
         for option in plan.options:
             yield from _folds(work, option, range(1))
         for option in _survivors(work):
-            yield from _folds(work, option, range(1, plan.folds))
+            yield from _folds(work, option, range(1, max(plan.folds, _known_folds(frame, option))))
     for row in rows:
         if row["folds_done"]:
             yield Event(
@@ -139,6 +146,8 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
         for row in _begun(frame):
             if not any(_key(row) == _key(other) for other in facts["tried"]):
                 facts["tried"].append(row)
+        tried = [_key(row) for row in facts["tried"]]
+        facts["left"] = [row for row in facts["left"] if _key(row) not in tried]
         known = frame.journal.append(PLAN, {"budget": budget_of(frame), **facts, "folds": plan.folds})
 
     def back(rows: Sequence[dict[str, Any]]) -> tuple[Option, ...]:
@@ -161,6 +170,12 @@ def _begun(frame: Frame) -> list[dict[str, Any]]:
         for row in record["tried"]
         if row["name"] in named
     ]
+
+
+def _known_folds(frame: Frame, option: Option) -> int:
+    """How many folds, from the first on, an earlier session has measured."""
+    measured = (frame.journal.fold(option.recipe.key, fold) for fold in range(frame.folds.count))
+    return sum(1 for _ in takewhile(lambda known: known is not None, measured))
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str]:
@@ -216,8 +231,9 @@ def _forecast(work: Tuning) -> Generator[Event, None, None]:
             f"Plan: {option.recipe.name}, {option.settings.epochs} epochs{views}; predicted "
             f"{row['cache_seconds']:.0f} s and {row['fold_seconds']:.0f} s per fold.",
         )
-    if not work.plan.options:
-        yield Event("notice", "The budget pays no fine-tuning; a longer --budget does.")
+    if not work.plan.folds:
+        kept = "; what an earlier one has paid is kept" if work.plan.options else ""
+        yield Event("notice", f"The budget pays no fine-tuning{kept}; a longer --budget does.")
     elif work.plan.folds < frame.folds.count:
         yield Event(
             "notice",
@@ -236,7 +252,7 @@ def _folds(work: Tuning, option: Option, folds: range) -> Generator[Event, None,
     for fold in folds:
         known = frame.journal.fold(key, fold)
         if known is None:
-            if work.seconds_left < row["fold_seconds"] / 2:
+            if not work.pays(row["fold_seconds"]):
                 yield Event("notice", f"{option.recipe.name}: the time was over after {_count(fold)}.")
                 break
             if work.bench is None or work.bench[0] != key:

@@ -56,7 +56,7 @@ def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
         viewed = _mean_seconds(lambda: source.training(rows, torch.Generator().manual_seed(1)), times=2)
         asked = _mean_seconds(lambda: float(tuner.answers(maps).sum()), times=2)
     per = 1 / len(rows)
-    kept = option.cut and option.settings.views
+    kept = cutting.prefix is not None and option.settings.views
     train, predict, view = (stepped, asked, viewed) if kept else (stepped + viewed, asked + viewed / 4, 0.0)
     statistics = STATISTICS_PASSES * predict if cutting.batch_norms() else 0.0
     return Cost(train * per, predict * per, view * per, statistics * per)
