@@ -1,4 +1,4 @@
-"""Packing a fitted model into `model.graft/`, verified on real images before it gets its name.
+"""Packing a fitted model into `model.graft/`, verified on real images before it gets its name; telling of it anew.
 
 In: the assembled ONNX model, the class names, the geometry, what is to be told about it, and the probabilities that
 torch gives on a few real images. Out: the folder, written beside and renamed. The check opens the folder as a user
@@ -119,6 +119,30 @@ def pack(
     return facts
 
 
+def retell(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the bundle in `folder` again, with the same graphs and another `about`; return `bundle.json`'s content.
+
+    `about` is as `pack` wants it. The graphs are those that were verified, byte for byte, and keep their `parity`.
+    Raises BundleError if there is no sound bundle, or if it would be none afterwards; what is there then stays as it was.
+    """
+    old = Bundle(folder)
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name in old.facts["files"]:
+            shutil.copyfile(folder / name, beside / name)
+        decision = {name: old.facts.get(name) for name in DECISION}
+        _write_card(beside, old.labels, old.preprocess, {**about, **decision})
+        files = {**old.facts["files"], CARD: file_digest(beside / CARD)}
+        facts = sealed({**old.facts, **about, "graft": VERSION, "files": files})
+        write_json(beside / MANIFEST, facts)
+        Bundle(beside)
+        beside.chmod(0o755)
+        put_in_place(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return facts
+
+
 def _write(
     folder: Path,
     model: bytes,
@@ -136,8 +160,7 @@ def _write(
     lines = "".join(" ".join(label.splitlines()) + "\n" for label in labels)
     (folder / LABELS).write_text(lines, encoding="utf-8", errors="replace", newline="\n")
     decision = _decision(knowing, len(labels))
-    text = card(labels, preprocess, {**about, **decision}, (folder / MODEL).stat().st_size)
-    (folder / CARD).write_text(text, encoding="utf-8", errors="replace", newline="\n")
+    _write_card(folder, labels, preprocess, {**about, **decision})
     facts: dict[str, Any] = {
         "format": f"{FORMAT[0]}.{FORMAT[1]}",
         "graft": VERSION,
@@ -157,6 +180,13 @@ def _write(
     facts = {**facts, **told}
     write_json(folder / MANIFEST, facts)
     return facts
+
+
+def _write_card(
+    folder: Path, labels: Sequence[str], preprocess: Preprocess, about: Mapping[str, Any]
+) -> None:
+    text = card(labels, preprocess, about, (folder / MODEL).stat().st_size)
+    (folder / CARD).write_text(text, encoding="utf-8", errors="replace", newline="\n")
 
 
 def _about_model(

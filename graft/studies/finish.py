@@ -166,7 +166,7 @@ def fitted_of(
 
 
 def test_probabilities(frame: Frame, trial: Trial, fitted: Fitted) -> Float32[np.ndarray, "t k"] | None:
-    """The locked test, opened once: what the journal already holds is not asked again."""
+    """The locked test, opened once for a candidate: what the journal already holds is not asked again."""
     if not len(frame.test_rows):
         return None
     known = frame.journal.fold(trial.recipe.key, TEST)
@@ -175,6 +175,14 @@ def test_probabilities(frame: Frame, trial: Trial, fitted: Fitted) -> Float32[np
     rows = fitted.probabilities(frame.test_rows)
     frame.journal.add_fold(trial.recipe.key, TEST, rows, {"name": trial.recipe.name, "seconds": 0.0})
     return rows
+
+
+def times_opened(frame: Frame) -> int:
+    """How many candidates the locked test was opened for: a study that goes on with more time may choose another one."""
+    tested = [
+        record for record in frame.journal.records if record["kind"] == "fold" and record["fold"] == TEST
+    ]
+    return len({record["recipe"] for record in tested})
 
 
 def packing(

@@ -115,6 +115,9 @@ def _choice(choice: Any, rows: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield from _interval(headline["interval"], headline[headline["metric"]], "headline.interval")
     if (headline["kind"] == "test") != (choice["test"] is not None):
         yield f"headline: its kind is {headline['kind']}"
+    opened = (choice["test"] or {}).get("opened", 1)  # runs of before it was counted do not tell
+    if not isinstance(opened, int) or opened < 1:
+        yield f"choice.test.opened: {opened!r}"
 
 
 def _fields(record: Any, wanted: dict[str, Any], where: str) -> Iterator[str]:
