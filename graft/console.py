@@ -85,8 +85,10 @@ def show_result(result: StudyResult) -> None:
         )
     console.print(table)
     low, high = headline["interval"]
+    opened = (choice["test"] or {}).get("opened", 1)
+    often = f"{opened} times, for other candidates, too, so that the score is a little flattered"
     kinds = {
-        "test": "on the locked test, opened once",
+        "test": f"on the locked test, opened {'once' if opened == 1 else often}",
         "bbc-cv": "cross-validated, corrected for having picked a winner",
     }
     console.print(f"[bold]Choice: {escape(choice['id'])}[/bold]", soft_wrap=True)

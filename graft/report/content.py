@@ -49,12 +49,16 @@ ROLES = (("most_accurate", "most accurate"), ("smallest", "smallest"), ("fastest
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The number that stands at the top, and what kind of number it is."""
+    """The number that stands at the top, and what kind of number it is.
+
+    `opened`: for how many candidates the test images were opened; None where the run does not tell.
+    """
 
     metric: str
     value: float | None
     interval: tuple[float, float] | None
     kind: str
+    opened: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +238,11 @@ def _headline(record: Run, metric: str) -> Headline:
     leading = text(headline, "metric") or metric
     name = leading if leading in headline else "macro_f1"
     return Headline(
-        name, number(headline.get(name)), reading.interval(headline, "interval"), text(headline, "kind") or ""
+        name,
+        number(headline.get(name)),
+        reading.interval(headline, "interval"),
+        text(headline, "kind") or "",
+        number(at(record.study, "choice", "test", "opened")),
     )
 
 
