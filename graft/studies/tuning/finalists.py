@@ -271,10 +271,10 @@ def options_of(
 def planned(options: Sequence[Option], *, images: int, folds: int, seconds: float) -> TuningPlan:
     """The most thorough plan that the seconds pay: whichever option wins can be measured and fitted on all images.
 
-    First come plans with at least two stages of a leading network, on every fold or else on some: to tune what is surely
-    behind costs as much and gains less (drawings: a network 3.5 points behind gained 3, which made it the equal of the
-    best frozen one). Then the last stage alone of a leading one on every fold, then whatever is paid: on drawings last
-    stages lost to their frozen heads, where two stages of a cheaper network gained seven points.
+    First come plans with at least two stages of a leading network, or else its last stage, on every fold: to tune what is
+    surely behind costs as much and gains less (drawings: a network 3.5 points behind gained 3, which made it the equal
+    of the best frozen one). Then two stages of a leading one on some folds, where a gain must be large to be seen, then
+    two of another, then whatever is paid.
     """
     levels = [level for level in LEVELS if level.folds <= folds]
     whole = [level for level in levels if not level.folds]
@@ -290,8 +290,9 @@ def planned(options: Sequence[Option], *, images: int, folds: int, seconds: floa
         return any(option.leading and not option.shallow for option in picked)
 
     for allowed, worth in (
-        ([*whole, *some], both),
+        (whole, both),
         (whole, leading),
+        (some, both),
         (whole, deep),
         (levels, bool),
     ):
