@@ -19,6 +19,7 @@ from graft.errors import BackboneError, RunError, SettingsError
 from graft.store import Store
 from graft.studies import results
 from graft.studies.frame import Event, Frame
+from graft.studies.journal import read
 from graft.studies.single.settings import resolved_training
 from graft.studies.single.train import training_by_hand
 
@@ -31,6 +32,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stripes(tmp_path_factory.mktemp("train") / "photos", each=14)
+
+
+@pytest.fixture(scope="module")
+def both_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return weights_folder(tmp_path_factory.mktemp("train_both"), ("test_resnet", "test_convnext"))
 
 
 def work(photos: Path, weights: Path, out: Path, **options: Any) -> Generator[Event, None, graft.StudyResult]:
@@ -60,6 +66,11 @@ def checked(result: graft.StudyResult, photos: Path) -> dict[str, Any]:
     assert bundle.predict(photos / "left" / "000.png").label in ("left", "right")
     row = only(result)
     return row
+
+
+def folds_of(out: Path) -> list[dict[str, Any]]:
+    """The folds that the journal of a run holds, in the order in which they were finished."""
+    return [record for record in read(out) if record["kind"] == "fold"]
 
 
 def packed_bytes(result: graft.StudyResult) -> int:
@@ -97,6 +108,54 @@ def test_a_frozen_network_with_a_ridge_head(photos: Path, weights: Path, tmp_pat
     assert (row["strategy"], row["curves"]) == ("frozen", None)
     assert any("--epochs, --patience changed nothing" in event.text for event in events)
     assert "layers are frozen" in result.facts["training"]["in_words"]
+
+
+@pytest.mark.parametrize("freeze", ["layer4", 30])
+def test_the_last_stage_frozen_is_everything_frozen(
+    photos: Path, weights: Path, tmp_path: Path, freeze: str | int
+) -> None:
+    options = {"freeze": freeze, "cutmix": 1.0, "batch_norm": "train", "seeds": 3, "epochs": None}
+    _, result = finish(work(photos, weights, tmp_path / "run", **options))
+    row = checked(result, photos)
+    (told,) = [notice for notice in result.facts["notices"] if "changed nothing" in notice]
+    assert "so --batch-norm, --cutmix, --seeds changed nothing" in told
+    assert row["strategy"] == "frozen" and "seeds" not in result.facts
+    assert "batch normalisation" not in result.facts["training"]["in_words"]
+
+
+@pytest.mark.parametrize("freeze", ["all", "layer4"])
+def test_equal_ridge_heads_are_no_spread(photos: Path, weights: Path, tmp_path: Path, freeze: str) -> None:
+    out = tmp_path / "run"
+    _, result = finish(work(photos, weights, out, freeze=freeze, seeds=3, epochs=None))
+    assert "so --seeds changed nothing" in " ".join(result.facts["notices"])
+    assert "seeds" not in result.facts and len(folds_of(out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "learned"),
+    [
+        ({"backbone": "test_resnet"}, True),
+        ({"backbone": "test_resnet", "freeze": "layer3"}, True),
+        ({"backbone": "test_resnet", "freeze": "layer4", "head": "linear"}, False),
+        ({"backbone": "test_resnet", "freeze": 29}, True),
+        ({"backbone": "test_convnext"}, False),
+        ({"backbone": "test_convnext", "freeze": 5}, False),
+        ({"backbone": "test_convnext", "init": "random"}, False),
+        ({"backbone": "scratch"}, True),
+    ],
+)
+def test_batch_norm_is_said_to_learn_only_where_there_is_some(
+    photos: Path, both_weights: Path, tmp_path: Path, options: dict[str, Any], learned: bool
+) -> None:
+    events = work(photos, both_weights, tmp_path / "run", **options, batch_norm="train")
+    said = ""
+    for event in events:
+        said += event.text + "\n"
+        if event.kind == "progress" and "fold 1" in event.text:
+            break
+    events.close()
+    assert ("statistics of batch normalisation are learned" in said) == learned
+    assert ("so --batch-norm train changed nothing" in said) != learned
 
 
 def test_killed_at_an_epoch_it_goes_on_and_ends_the_same(photos: Path, weights: Path, tmp_path: Path) -> None:
@@ -199,6 +258,87 @@ def test_a_budget_that_ends_after_a_fold_leaves_an_unfinished_answer(
     assert one.probabilities == other.probabilities
 
 
+FOLD = 100.0  # seconds, by the clock of the tests of seeds
+LAST_FIT = 130.0
+
+
+@pytest.fixture
+def after(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[float], graft.StudyResult]:
+    """Three seeds on two folds of 100 s, in the same run folder every time it is called; the argument is how many
+    seconds the first seed leaves."""
+    options = {"freeze": "layer3", "epochs": 1, "seeds": 3, "budget": "1h"}
+
+    def finished(seconds: float) -> graft.StudyResult:
+        def left(frame: Frame) -> float:
+            folds = sum(record["kind"] == "fold" for record in frame.journal.records)
+            return seconds - FOLD * (folds - 2)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("graft.studies.single.training._seconds", lambda _: FOLD)
+            patch.setattr(Frame, "remaining_seconds", left)
+            _, result = finish(work(photos, weights, tmp_path / "run", **options))
+        assert only(result)["complete"]
+        return result
+
+    return finished
+
+
+def of_seeds(result: graft.StudyResult) -> str:
+    """What is told of seeds that the budget did not pay."""
+    return " ".join(notice for notice in result.facts["notices"] if "The budget paid for" in notice)
+
+
+def test_a_seed_is_begun_only_where_the_budget_pays_it_and_the_last_fit(
+    after: Callable[[float], graft.StudyResult], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    one = after(2 * FOLD + LAST_FIT - 1)
+    assert len(folds_of(out)) == 2 and "seeds" not in one.facts
+    assert (
+        "1 of 3 seeds, so it is not known how far seeds differ. A further one takes about 200 s, and"
+        in of_seeds(one)
+    )
+    assert "130 s are kept for the last fit; the same command with a longer --budget" in of_seeds(one)
+    two = after(2 * FOLD + LAST_FIT + 1)
+    assert len(folds_of(out)) == 4 and len(two.facts["seeds"]["values"]) == 2
+    assert "over 2 seeds" in two.facts["seeds"]["sentence"]
+    assert "The budget paid for 2 of 3 seeds. A further one" in of_seeds(two)
+    again = after(0.0)
+    assert again.facts["seeds"] == two.facts["seeds"] and of_seeds(again) == of_seeds(two)
+    three = after(6 * FOLD + LAST_FIT + 1)
+    assert three.facts["seeds"]["values"][:2] == two.facts["seeds"]["values"]
+    assert len(three.facts["seeds"]["values"]) == 3 and not of_seeds(three)
+
+
+def test_a_seed_that_the_clock_cuts_off_is_not_counted(
+    after: Callable[[float], graft.StudyResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("graft.studies.single.training._begun", lambda _work, seed: seed == 1)
+        cut = after(FOLD + LAST_FIT + 1e-6)  # a millionth of a second for the second fold of the second seed
+    assert len(folds_of(out)) == 3 and "seeds" not in cut.facts
+    assert "The budget paid for 1 of 3 seeds" in of_seeds(cut)
+    whole = after(6 * FOLD + LAST_FIT + 1)
+    assert {record["curve"]["stopped"] for record in folds_of(out)} == {"epochs"}
+    assert len(whole.facts["seeds"]["values"]) == 3
+
+
+def test_where_the_clock_cut_off_the_first_seed_the_others_have_the_same_time(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    options = {"freeze": "layer3", "epochs": 100_000, "patience": 100_000, "seeds": 2, "budget": "1h"}
+    monkeypatch.setattr(Frame, "remaining_seconds", lambda _: 1.0 if len(folds_of(out)) < 2 else 20.0)
+    _, result = finish(work(photos, weights, out, **options))
+    folds = folds_of(out)
+    assert [record["curve"]["stopped"] for record in folds] == ["deadline"] * 4
+    assert all(record["seconds"] < 10 for record in folds)
+    assert "cut trainings of all of them off after the same time" in result.facts["seeds"]["sentence"]
+
+
 def test_a_killed_study_goes_on_with_the_views_it_began_with(
     photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +371,9 @@ def test_what_cannot_be_is_told_before_anything_is_written(
         ({"freeze": "layer9"}, "--freeze layer9: give all, none"),
         ({"freeze": 999}, "--freeze 999: give all, none, .*0 to 30"),
         ({"freeze": 30, "tap": "layer2"}, r"0 to 1\d\)"),
+        ({"freeze": "layer4", "ensemble": 3}, "--ensemble 3: ridge heads on the same features are all equal"),
+        ({"freeze": 30, "ensemble": 2}, "--ensemble 2: ridge heads on the same features are all equal"),
+        ({"freeze": "layer2", "tap": "layer2", "ensemble": 2}, "--ensemble 2: ridge heads"),
     ):
         with pytest.raises(SettingsError, match=told):
             next(work(photos, weights, out, save_recipe=page, **wrong))

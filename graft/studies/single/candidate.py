@@ -27,7 +27,7 @@ from graft.studies.plan import geometry_of
 from graft.studies.probe import activating, samples_of
 from graft.studies.recipe import Recipe, Strategy
 from graft.studies.rungs import prepare
-from graft.studies.single.page import AUTO, FIND, SCRATCH, Page
+from graft.studies.single.page import AUTO, FIND, SCRATCH, Page, refuse_equal_members
 from graft.studies.symmetry import augmenting, shown
 from graft.studies.tuning.bench import Bench, source_of
 
@@ -44,8 +44,9 @@ NO_LIMIT = 10**9
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """`settings`: of one training. `trunk` is None where the weights are random. `frozen`: names of weights above
-    `settings.cut` that do not learn either. `layers`: what is frozen, in words. `closed`: a ridge head on frozen
-    features, for which nothing is trained step by step."""
+    `settings.cut` that do not learn either. `layers`: what is frozen, in words. `normalises`: whether
+    anything that learns is a batch normalisation. `closed`: a ridge head on frozen features, for which nothing is trained
+    step by step."""
 
     page: Page
     entry: Entry
@@ -56,6 +57,7 @@ class Candidate:
     trunk: TrunkFile | None
     frozen: frozenset[str]
     layers: str
+    normalises: bool
     closed: bool
 
     @property
@@ -95,28 +97,44 @@ def candidate_of(frame: Frame, page: Page, entry: Entry | None) -> Generator[Eve
             raise BackboneError(
                 f"{entry.name} cannot be exported, so it cannot be packed. Choose another backbone (graft models)."
             )
+        opened = reopened(trunk, folder=frame.folder, reach=frame.reach)
         taps = list(trunk.taps)
     tap = _tap(page, entry, taps)
-    cut, frozen, layers = "", frozenset[str](), "nothing is frozen"
-    if page.freeze != "none":
-        assert trunk is not None
-        opened = reopened(trunk, folder=frame.folder, reach=frame.reach)
-        cut, frozen, layers = _frozen(page, opened, [one.name for one in taps], tap, geometry.size)
+    depth = _depth(page, opened, [one.name for one in taps], tap, geometry.size)
     head = page.head if page.head != AUTO else "linear" if page.random else "ridge"
-    settings = _settings(page, head, cut=cut, tap=tap.name)
-    recipe = _recipe(page, entry, geometry, look, tap, settings, trunk, frozen)
-    closed = cut == tap.name and head == "ridge"
-    return Candidate(page, entry, recipe, settings, tap, len(taps), trunk, frozen, layers, closed)
+    settings = _settings(page, head, cut=depth.cut, tap=tap.name)
+    if not depth.normalises:
+        settings = replace(settings, batch_norm="frozen")
+    recipe = _recipe(page, entry, geometry, look, tap, settings, trunk, depth.frozen)
+    closed = depth.cut == tap.name and head == "ridge"
+    return Candidate(
+        page=page,
+        entry=entry,
+        recipe=recipe,
+        settings=settings,
+        tap=tap,
+        taps=len(taps),
+        trunk=trunk,
+        frozen=depth.frozen,
+        layers=depth.layers,
+        normalises=depth.normalises,
+        closed=closed,
+    )
 
 
 def refuse_depth(page: Page, entry: Entry) -> None:
-    """Whatever is wrong with `--freeze` and `--tap`, before an image is decoded: the network is built without weights."""
+    """Whatever is wrong with `--freeze` and `--tap`, before an image is decoded: the network is built without weights.
+
+    Raises SettingsError, also for an ensemble of heads that would be equal.
+    """
     if page.freeze in ("all", "none") and page.tap == AUTO:
         return
     geometry = Preprocess(_size(page, entry.input.size), "crop", 1.0, "bilinear", 3)
     opened = random_network(entry, geometry, "plain", seed=0)
     taps = [TapRow(tap.name, tap.index, tap.features) for tap in opened.taps]
-    _frozen(page, opened, [tap.name for tap in taps], _tap(page, entry, taps), geometry.size)
+    tap = _tap(page, entry, taps)
+    if _depth(page, opened, [one.name for one in taps], tap, geometry.size).cut == tap.name:
+        refuse_equal_members(page)
 
 
 def random_network(entry: Entry, geometry: Preprocess, look: Look, *, seed: int) -> Opened:
@@ -255,13 +273,25 @@ def _tap(page: Page, entry: Entry, taps: list[TapRow]) -> TapRow:
     raise SettingsError(f"--tap {page.tap}: {entry.name} has the taps {listed}. Choose one of them, or auto.")
 
 
-def _frozen(
-    page: Page, opened: Opened, names: list[str], tap: TapRow, size: int
-) -> tuple[str, frozenset[str], str]:
-    """The cut, the names of the frozen weights above it, and what is frozen in words."""
+@dataclass(frozen=True, slots=True)
+class _Depth:
+    """The cut, the names of the frozen weights, what is frozen in words, and whether a batch normalisation learns."""
+
+    cut: str
+    frozen: frozenset[str]
+    layers: str
+    normalises: bool
+
+
+def _depth(page: Page, opened: Opened, names: list[str], tap: TapRow, size: int) -> _Depth:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
     from graft.backbones.layers import frozen_by, layers_of
 
     trunk = opened.trunk
+    if page.freeze == "none":
+        normalises = any(isinstance(module, _BatchNorm) for module in trunk.network.modules())
+        return _Depth("", frozenset(), "nothing is frozen", normalises)
     stages = names[: names.index(tap.name) + 1]
     layers = layers_of(trunk.network, stages=names, size=size, channels=len(trunk.mean))
     freeze = frozen_by(page.freeze, layers, stages)
@@ -269,7 +299,12 @@ def _frozen(
     count = sum(all(name in freeze.parameters for name in layer.tensors) for layer in below)
     cut = tap.name if freeze.everything else freeze.cut
     words = f"{count} of {len(below)} layers are frozen" + (f", up to {cut}" if cut else "")
-    return cut, freeze.parameters, words
+    normalises = any(
+        isinstance(trunk.network.get_submodule(layer.name), _BatchNorm)
+        and not freeze.parameters.issuperset(layer.tensors)
+        for layer in below
+    )
+    return _Depth(cut, freeze.parameters, words, normalises)
 
 
 def _settings(page: Page, head: str, *, cut: str, tap: str) -> TuneSettings:

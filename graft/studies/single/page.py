@@ -303,16 +303,21 @@ def _consistent(page: Page) -> None:
             (0.0,),
             "with --freeze all there are pooled features, of which no part can be cut out",
         )
-    if page.ensemble > 1 and page.freeze == "all" and page.head in (AUTO, "ridge"):
-        raise SettingsError(
-            f"--ensemble {page.ensemble}: ridge heads on the same features are all equal. Use --head linear or mlp, or "
-            "freeze less."
-        )
+        refuse_equal_members(page)
     small = isinstance(page.batch_size, int) and page.batch_size < 4
     if small and (page.random or page.batch_norm == "train"):
         raise SettingsError(
             f"--batch-size {page.batch_size}: statistics of so few images are worth nothing. Use at least 4, or "
             "--batch-norm frozen."
+        )
+
+
+def refuse_equal_members(page: Page) -> None:
+    """Refuse an ensemble on a network of which nothing learns, unless its heads are trained. Raises SettingsError."""
+    if page.ensemble > 1 and page.head in (AUTO, "ridge"):
+        raise SettingsError(
+            f"--ensemble {page.ensemble}: ridge heads on the same features are all equal. Use --head linear or mlp, or "
+            "freeze less."
         )
 
 

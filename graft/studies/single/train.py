@@ -46,7 +46,7 @@ from graft.studies.single.settings import TrainSettings
 from graft.studies.single.training import Workshop, measuring
 from graft.studies.subjects import about_series, kept_together
 
-WITHOUT_STEPS = ("lr", "epochs", "patience", "batch_size", "augment")
+WITHOUT_STEPS = ("lr", "epochs", "patience", "batch_size", "batch_norm", "augment")
 """What a closed-form head does not have."""
 
 
@@ -161,13 +161,21 @@ def _told_before(frame: Frame, candidate: Candidate, done: Progress, *, preview:
         page = candidate.page
         idle = [option(name) for name in WITHOUT_STEPS if getattr(page, name) != AUTO]
         idle += ["--mixup"] if page.mixup else []
+        idle += ["--cutmix"] if page.cutmix else []
         idle += ["--no-ema"] if not page.ema else []
+        idle += ["--seeds"] if page.seeds > 1 else []
         if idle:
             yield from tell(
                 done,
                 f"The ridge head is found in closed form, so {', '.join(idle)} changed nothing. Use --head linear or mlp "
                 "to train a head step by step.",
             )
+    elif candidate.page.batch_norm != AUTO and not candidate.normalises:
+        yield from tell(
+            done,
+            f"Nothing that learns here is a batch normalisation, so --batch-norm {candidate.page.batch_norm} changed "
+            "nothing. Leave it at auto, or choose a network that has some (graft models NAME --layers) and freeze less.",
+        )
     if preview:
         augmentation = yield from augmentation_for(frame, candidate)
         show_views(frame, candidate, augmentation)
@@ -184,7 +192,7 @@ def _in_words(candidate: Candidate) -> str:
     head = {"ridge": "ridge head", "linear": "linear head", "mlp": "head with one hidden layer"}[
         settings.head
     ]
-    if settings.cut == candidate.tap.name:
+    if not candidate.normalises:
         return f"{candidate.layers}; {head}"
     return f"{candidate.layers}; {head}; {norms}"
 

@@ -3,7 +3,8 @@
 In: a `Candidate`. Out: its `Trial` (that of the first seed), and how far the seeds differ.
 A run is one training with a seed of its own; a candidate has `ensemble` of them for each of its `seeds`, and the mean of
 their probabilities is its answer. Every finished (run, fold) is in the journal and every finished epoch in a checkpoint,
-so a kill costs at most one epoch.
+so a kill costs at most one epoch. A further seed is begun where the budget pays as many seconds as the first one took and
+the last fit; it counts where the clock cut off none of its trainings that it let the first seed end.
 
 Not covered: the last fit (`graft.studies.single.last_fit`); choosing, testing, packing (`graft.studies.search`).
 """
@@ -26,7 +27,7 @@ from graft.studies.branches import model_costs
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.journal import TRIALS
 from graft.studies.probe import activating
-from graft.studies.rungs import Progress, Working, tell
+from graft.studies.rungs import LAST_FIT, Progress, Working, tell
 from graft.studies.single.candidate import (
     Candidate,
     augmentation_for,
@@ -48,13 +49,25 @@ APART = 1_000_000  # between the seeds of two runs
 
 @dataclass(slots=True)
 class Workshop:
-    """What is opened once and used by every run. `features` are those of a closed-form head, `bench` of the others."""
+    """What is opened once and used by every run. `features` are those of a closed-form head, `bench` of the others;
+    `first`: the journal's records of the first seed, by its run and fold."""
 
     frame: Frame
     candidate: Candidate
     bench: Bench | None = None
     features: np.ndarray | None = None
     curves: dict[int, list[dict[str, Any]]] = field(default_factory=dict)  # by run
+    first: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def first_seconds(self) -> float:
+        """What the first seed took on all folds."""
+        return float(sum(map(_seconds, self.first.values())))
+
+    @property
+    def last_fit_seconds(self) -> float:
+        """What the last fit of all members of the first seed will take."""
+        return LAST_FIT * self.first_seconds / self.frame.folds.count
 
 
 def measuring(work: Workshop, done: Progress) -> Working:
@@ -65,16 +78,18 @@ def measuring(work: Workshop, done: Progress) -> Working:
     if not done.trials[0].complete:
         return
     yield Event("board", "measured on every fold", board=board(frame, done.trials))
-    if page.seeds == 1:
+    if page.seeds == 1 or candidate.closed:
         return
     measured = [done.trials[0].probabilities]
-    with closing(_further(work, measured, done)) as others:
+    with closing(_further(work, measured)) as others:
         for event in others:
             yield event
             if frame.halt.is_set():
                 break
+    if len(measured) < page.seeds:
+        yield from tell(done, _too_few(work, len(measured)))
     if len(measured) > 1:
-        done.extras["seeds"] = spread(measured, frame)
+        done.extras["seeds"] = spread(measured, frame, cut_off=any(map(_cut_off, work.first.values())))
         yield from tell(done, done.extras["seeds"]["sentence"])
 
 
@@ -90,11 +105,10 @@ def _first(work: Workshop, done: Progress) -> Working:
         yield Event("result", f"{candidate.recipe.name}: {shown.label} {shown.text(value)}")
 
 
-def _further(work: Workshop, measured: list[np.ndarray], done: Progress) -> Working:
-    page = work.candidate.page
-    for seed in range(1, page.seeds):
-        if work.frame.remaining_seconds() <= 0:
-            yield from tell(done, f"{work.frame.ended} after {seed} of {page.seeds} seeds.")
+def _further(work: Workshop, measured: list[np.ndarray]) -> Working:
+    """The seeds after the first, added to `measured` one by one, until one is not paid for or was not finished."""
+    for seed in range(1, work.candidate.page.seeds):
+        if not _begun(work, seed) and _seconds_left(work) < work.first_seconds:
             return
         probabilities, _ = yield from _of_seed(work, seed)
         if np.isnan(probabilities).any():
@@ -102,8 +116,41 @@ def _further(work: Workshop, measured: list[np.ndarray], done: Progress) -> Work
         measured.append(probabilities)
 
 
-def spread(measured: Sequence[np.ndarray], frame: Frame) -> dict[str, Any]:
-    """How far the seeds differ on the leading metric."""
+def _begun(work: Workshop, seed: int) -> bool:
+    """Whether a fold of this seed is in the journal: it was paid for when it was begun."""
+    first_run = run_key(work.candidate, seed * work.candidate.page.ensemble)
+    return work.frame.journal.find("fold", {"recipe": first_run}) is not None
+
+
+def _seconds_left(work: Workshop) -> float:
+    """What further seeds may use: the time of the last fit, which is packed, is kept."""
+    return work.frame.remaining_seconds() - work.last_fit_seconds
+
+
+def _seconds(record: dict[str, Any]) -> float:
+    return float(record["seconds"])
+
+
+def _cut_off(record: dict[str, Any]) -> bool:
+    """Whether the clock ended this training before it would have ended by itself."""
+    return bool(record["curve"]["stopped"] == "deadline")
+
+
+def _too_few(work: Workshop, trained: int) -> str:
+    """Why there are fewer seeds than were asked for, and how there will be more."""
+    frame, seeds = work.frame, work.candidate.page.seeds
+    if frame.halt.is_set():
+        return f"{frame.ended} after {trained} of {seeds} seeds; the same command trains the rest."
+    unknown = ", so it is not known how far seeds differ" if trained == 1 else ""
+    return (
+        f"The budget paid for {trained} of {seeds} seeds{unknown}. A further one takes about "
+        f"{work.first_seconds:.0f} s, and {work.last_fit_seconds:.0f} s are kept for the last fit; "
+        "the same command with a longer --budget trains the rest."
+    )
+
+
+def spread(measured: Sequence[np.ndarray], frame: Frame, *, cut_off: bool) -> dict[str, Any]:
+    """How far the seeds differ on the leading metric. `cut_off`: whether the clock ended trainings of every seed."""
     metric = METRICS[frame.settings.metric]
     values = [metric.sign * criterion(metric.name)(rows, frame.targets) for rows in measured]
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
@@ -119,6 +166,7 @@ def spread(measured: Sequence[np.ndarray], frame: Frame) -> dict[str, Any]:
             f"{metric.text(min(values))} to {metric.text(max(values))}, standard deviation "
             f"{metric.difference_text(deviation).lstrip('+')}. The packed model is that of the first seed, "
             f"{metric.text(values[0])}."
+            + (" The budget cut trainings of all of them off after the same time." if cut_off else "")
         ),
     }
 
@@ -140,7 +188,7 @@ def _trial(work: Workshop) -> Generator[Event, None, Trial]:
         recipe=candidate.recipe,
         probabilities=probabilities,
         train_seconds=seconds,
-        extract_seconds=0.0,
+        extract_seconds=float(sum(record.get("opening_seconds", 0.0) for record in work.first.values())),
         model_bytes=cost.bytes,
         parameters=cost.parameters,
         latency_ms=cost.latency_ms,
@@ -170,11 +218,15 @@ def _of_seed(work: Workshop, seed: int) -> Generator[Event, None, tuple[np.ndarr
         for fold in range(frame.folds.count):
             known = frame.journal.fold(run_key(work.candidate, run), fold)
             if known is None:
-                if frame.remaining_seconds() <= 0:
+                if (_seconds_left(work) if seed else frame.remaining_seconds()) <= 0:
                     break
                 known = yield from _fold(work, run, fold)
+            if known is None:
+                break
+            if seed == 0:
+                work.first[run, fold] = known[0]
             mine[frame.held_out(fold)] = known[1]
-            seconds += float(known[0]["seconds"])
+            seconds += _seconds(known[0])
             if "curve" in known[0]:
                 work.curves.setdefault(run, []).append({"fold": fold, **known[0]["curve"]})
         total += mine / ensemble
@@ -186,9 +238,13 @@ def run_key(candidate: Candidate, run: int) -> str:
     return candidate.recipe.key if run == 0 else content_key("run.v1", candidate.recipe.key, run)
 
 
-def _fold(work: Workshop, run: int, fold: int) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
+def _fold(
+    work: Workshop, run: int, fold: int
+) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray] | None]:
+    """Train on the other folds, and answer for this one. None, and nothing in the journal, where the clock ended a
+    further seed before it had the time of the first: with a longer budget it is trained again."""
     frame, candidate = work.frame, work.candidate
-    begun = frame.journal.elapsed_seconds()
+    begun, trained = frame.journal.elapsed_seconds(), 0.0
     learned, asked = frame.learned_from(fold), frame.held_out(fold)
     facts: dict[str, Any] = {"name": candidate.recipe.name, "run": run}
     if candidate.closed:
@@ -198,7 +254,12 @@ def _fold(work: Workshop, run: int, fold: int) -> Generator[Event, None, tuple[d
         from graft.learning.finetune import predict
 
         bench = yield from opened_bench(work, run)
+        facts["opening_seconds"] = round(frame.journal.elapsed_seconds() - begun, 3)
+        begun = frame.journal.elapsed_seconds()  # no further seed opens anything
         settings = yield from _with_rate(work, bench, run, fold)
+        further = run >= candidate.page.ensemble
+        wanted = _as_the_first(work, run, fold) if further else _share(work, run, fold)
+        deadline = min(wanted, _seconds_left(work)) if further else wanted
         kept_in = checkpoint_of(work, run, str(fold))
         tuned, curve = yield from training(
             frame,
@@ -206,15 +267,18 @@ def _fold(work: Workshop, run: int, fold: int) -> Generator[Event, None, tuple[d
             bench,
             rows=learned,
             seed=APART * run + fold,
-            deadline_seconds=_share(work, run, fold),
+            deadline_seconds=deadline,
             kept_in=kept_in,
             text=f"{candidate.recipe.name}, fold {fold + 1} of {frame.folds.count}{of_runs(candidate, run)}",
         )
+        if curve["stopped"] == "deadline" and deadline < wanted:
+            return None
         rows = predict(
             bench.cutting, bench.source, tuned, asked, features=bench.features, compute=frame.compute
         )
         facts["curve"] = {**curve, "batch_norm": settings.batch_norm, **_rates(settings)}
-    seconds = round(frame.journal.elapsed_seconds() - begun, 3)
+        trained = sum(float(epoch["seconds"]) for epoch in curve["epochs"])  # also before a kill
+    seconds = round(max(frame.journal.elapsed_seconds() - begun, trained), 3)
     record = frame.journal.add_fold(run_key(candidate, run), fold, rows, {**facts, "seconds": seconds})
     if not candidate.closed:
         kept_in.unlink(missing_ok=True)
@@ -237,13 +301,18 @@ def checkpoint_of(work: Workshop, run: int, fold: str) -> Path:
     return work.frame.settings.out / TRIALS / f"{key}-{fold}.tune.safetensors"
 
 
-def _share(work: Workshop, run: int, fold: int) -> float | None:
-    """The seconds of this fold where there is a budget: an equal share of what is left, the last fits included."""
+def _share(work: Workshop, run: int, fold: int) -> float:
+    """The seconds that this fold of the first seed may take: an equal share of what is left, the last fits included."""
     frame, page = work.frame, work.candidate.page
-    if math.isinf(frame.settings.budget_seconds):
-        return None
-    left = frame.folds.count - fold + frame.folds.count * (page.ensemble - 1 - run % page.ensemble)
-    return max(1.0, frame.remaining_seconds() / (left + page.ensemble))
+    left = frame.folds.count - fold + frame.folds.count * (page.ensemble - 1 - run)
+    return max(1.0, frame.remaining_seconds() / (left + LAST_FIT * page.ensemble))
+
+
+def _as_the_first(work: Workshop, run: int, fold: int) -> float:
+    """The seconds that this fold of a further seed needs to be like the first one: those after which the clock cut that
+    one off, or as many as it takes."""
+    record = work.first[run % work.candidate.page.ensemble, fold]
+    return _seconds(record) if _cut_off(record) else math.inf
 
 
 def opened_bench(work: Workshop, run: int) -> Generator[Event, None, Bench]:
