@@ -11,13 +11,15 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from made_cuts import CPU, Made, images, made
 from safetensors import safe_open
 
 from graft.errors import GraftError
 from graft.images.views import Augmentation
 from graft.learning import checkpoint, ridge
-from graft.learning.finetune import Tuned, TuneSettings, planned_epochs, predict, tune
+from graft.learning.finetune import CHECK_BATCH, Tuned, TuneSettings, blocks, planned_epochs, predict, tune
 from graft.learning.inner import kept_back
 from graft.learning.loop import Epoch
 from graft.learning.prefix import CachedViews, LiveViews, Source, fixed_view, prefix_maps
@@ -370,3 +372,11 @@ def test_the_deadline_ends_it_with_what_there_is() -> None:
 
 def test_the_steps_limit_the_epochs() -> None:
     assert [planned_epochs(n, TuneSettings()) for n in (0, 300, 10_000, 10**6)] == [16, 16, 4, 2]
+
+
+@given(st.integers(0, 700))
+def test_no_block_is_a_single_image(rows: int) -> None:
+    """Which has no batch statistics."""
+    found = blocks(np.arange(rows))
+    assert np.concatenate([np.empty(0, np.int64), *found]).tolist() == list(range(rows))
+    assert all(len(block) <= CHECK_BATCH and (len(block) > 1 or rows == 1) for block in found)

@@ -106,6 +106,16 @@ def test_training_batches_draw_among_the_views_repeatably(tmp_path: Path) -> Non
     assert len(torch.unique(batch, dim=0)) == 4
 
 
+def test_a_stage_that_is_the_tap_is_kept_apart_from_the_same_stage_below_it(tmp_path: Path) -> None:
+    """There it puts out pooled features, here maps; pixels, network and cut are the same."""
+    store = Store(tmp_path)
+    maps = source(made("layer3"), store).training(np.arange(2), torch.Generator().manual_seed(0))
+    pooled = source(made("layer3", tap="layer3"), store).training(
+        np.arange(2), torch.Generator().manual_seed(0)
+    )
+    assert maps.ndim == 4 and pooled.ndim == 2
+
+
 def test_the_second_time_nothing_is_computed(tmp_path: Path) -> None:
     part, store = made("layer2"), Store(tmp_path)
     first, _ = work(part, store)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
 
@@ -23,7 +24,7 @@ from graft.studies.frame import Event, Frame
 from graft.studies.journal import Journal
 from graft.studies.plan import NAMED, Plan
 from graft.studies.rungs import Progress, Working
-from graft.studies.schedule import RUNG
+from graft.studies.schedule import RUNG, SCHEDULE, spent
 from graft.studies.search import _in_time
 from graft.studies.settings import resolved
 
@@ -160,3 +161,19 @@ def test_the_cheapest_backbone_comes_first_and_the_best_one_next() -> None:
     assert [row.name for row, _ in listed[:2]] == [known[0].name, best.name]
     assert {row.name for row, _ in listed} == {row.name for row in known} and len(listed) == len(known)
     assert Plan((), ()).order == ()
+
+
+def test_each_budget_has_its_plan_and_the_seconds_of_all_add_up(frame_at: Callable[[float], Frame]) -> None:
+    """A study that went on with twenty minutes plans for twenty, and has fine-tuned in both sessions."""
+    short = frame_at(500.0)
+    long = replace(short, settings=replace(short.settings, budget_seconds=1_200.0))
+    for budget, seconds in ((100.0, 45.0), (1_200.0, 540.0)):
+        rows = [{"name": "fine-tuning", "seconds": seconds, "at_most": True}]
+        short.journal.append(SCHEDULE, {"budget": budget, "rungs": rows})
+    begins = [("fine-tuning", 100.0, 10.0), ("shrinking", 100.0, 60.0)]
+    begins += [("fine-tuning", 1_200.0, 80.0), ("shrinking", 1_200.0, 380.0)]
+    for name, budget, at in begins:
+        short.journal.append(RUNG, {"name": name, "budget": budget})["at"] = at
+    for one, predicted in ((short, 45.0), (long, 540.0)):
+        row = next(row for row in spent(one) if row["name"] == "fine-tuning")
+        assert (row["predicted"], row["seconds"]) == (predicted, 350.0)

@@ -32,6 +32,17 @@ class TestReason:
             "It is the cheapest of 2 tied candidates."
         )
 
+    def test_better_than_a_tied_one_that_costs_a_little_less(self) -> None:
+        a_little_less = replace(
+            LARGE, model_bytes=390_000, latency_ms=0.5, probabilities=probabilities(0.941, seed=1)
+        )
+        trials = [LARGE, SMALL, a_little_less]
+        choice = chosen_from(trials)
+        assert choice.chosen == 1 and 2 in choice.tied
+        assert reason(trials, choice, metric="macro_f1").endswith(
+            "Of 3 tied candidates it is the best of those that cost hardly more than the cheapest."
+        )
+
     def test_the_best_alone(self) -> None:
         trials = [LARGE, WORSE]
         text = reason(trials, chosen_from(trials), metric="accuracy")
