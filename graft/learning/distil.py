@@ -29,7 +29,7 @@ from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.augmentations import Symmetry
 from graft.learning.inner import class_weights
-from graft.learning.loop import Epoch, at_work, average, kept_share, rate_share
+from graft.learning.loop import Epoch, at_work, average, kept_share, laid_out, rate_share
 from graft.learning.ridge import Criterion
 from graft.learning.trained import Trained, calibrated
 from graft.learning.watching import Watch
@@ -153,7 +153,7 @@ def _loss(
     drawn = random.integers(taught.views.shape[1], size=len(rows))
     batch = turned(np.asarray(taught.views[rows, drawn]), taught.symmetries, random)
     images = torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 255
-    images = images.to(compute.device, memory_format=torch.channels_last)
+    images = laid_out(images, compute)
     said = torch.from_numpy(taught.said[rows, drawn]).to(compute.device)
     labels = torch.from_numpy(taught.targets[rows]).to(compute.device)
     with torch.autocast(compute.device, torch.bfloat16, enabled=compute.bf16):

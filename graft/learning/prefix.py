@@ -30,7 +30,7 @@ from graft.images.augmentations import strengthened as strengthened
 from graft.images.views import Augmentation
 from graft.images.views import fixed_view as fixed_view
 from graft.learning.cutting import Cut
-from graft.learning.loop import at_work
+from graft.learning.loop import at_work, laid_out
 from graft.store import Entry, Store, content_key
 
 SPACE = 2 * 10**9
@@ -95,8 +95,7 @@ class LiveViews:
     def _behind_prefix(self, images: Tensor) -> Tensor:
         if self.cutting.prefix is not None:
             return _fed(prefix_maps(self.cutting, images, self.compute), self.compute)
-        images = images.to(self.compute.device, memory_format=torch.channels_last)
-        return self.cutting.normalised(images)
+        return self.cutting.normalised(laid_out(images, self.compute))
 
 
 @runtime_checkable
@@ -124,7 +123,7 @@ def prefix_maps(
     """What the frozen prefix puts out, channels last, in float16 (float32 where that would overflow)."""
     assert cutting.prefix is not None
     prefix = cutting.prefix.to(compute.device).to(memory_format=torch.channels_last)
-    images = images.to(compute.device, memory_format=torch.channels_last)
+    images = laid_out(images, compute)
     with torch.inference_mode(), torch.autocast(compute.device, torch.bfloat16, enabled=compute.bf16):
         maps = prefix(cutting.normalised(images))
     maps = maps.permute(0, 2, 3, 1) if maps.ndim == 4 else maps
@@ -231,4 +230,4 @@ def _fed(maps: Float[np.ndarray, "b ..."], compute: Compute) -> Tensor:
     """Maps as the tail wants them: channels first in the shape, last in memory; bfloat16 where that is used."""
     precision = torch.bfloat16 if compute.bf16 else torch.float32
     tensor = torch.from_numpy(maps).to(compute.device, precision)
-    return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+    return laid_out(tensor.permute(0, 3, 1, 2), compute) if tensor.ndim == 4 else tensor

@@ -32,7 +32,7 @@ from graft.errors import GraftError
 from graft.images.views import Augmentation, suited, views
 from graft.learning.inner import class_weights, drawn, kept_back, log_prior
 from graft.learning.loop import Epoch as Epoch
-from graft.learning.loop import Stopped, at_work, average, best_temperature, kept_share, rate_share
+from graft.learning.loop import Stopped, at_work, average, best_temperature, kept_share, laid_out, rate_share
 from graft.learning.mixing import mixed
 from graft.learning.ridge import Criterion
 from graft.learning.scratch_settings import TrainingSettings as TrainingSettings
@@ -282,7 +282,7 @@ def _loss(
             cutmix=settings.cutmix,
             generator=generator,
         )
-    batch = batch.to(compute.device, memory_format=torch.channels_last)
+    batch = laid_out(batch, compute)
     wanted, smoothing = wanted.to(compute.device), settings.label_smoothing
     with torch.autocast(compute.device, torch.bfloat16, enabled=compute.bf16):
         logits = network.head(_dropped(network.embed(batch), settings.dropout, generator))
