@@ -39,8 +39,8 @@ FEWER_DRAWS = 1_000
 MANY_IMAGES = 5_000
 TOLERANCE = 0.01  # what is tied may be so far behind, where the metric counts decisions: of 400 images, four
 WORTH_NAMING = 0.1  # a runner-up may be so much worse than the best, in points of the metric; not more
-# Of candidates up to so many times the bytes and the latency of the cheapest, the better is chosen. The latency is timed: on
-# a busy machine two studies of the same images disagreed about a tenth, and chose differently.
+# Of candidates up to so many times the bytes and the latency of the cheapest, the better is chosen. The latency is timed, and
+# on a busy machine not to a tenth.
 SAME = (1.1, 1.5)
 NEARLY = 1.001  # as near to the limits as the nearest, give or take the size of a name in the graph
 

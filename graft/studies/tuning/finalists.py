@@ -38,9 +38,9 @@ STATISTICS_PASSES = 2  # over them: to take the statistics, and to read the feat
 DRAWS = 400
 NEAR = 0.02  # of the metric: with few images, networks are tied that are four points behind
 REFIT = 1.3  # of a fold: the last fit on all images
-OVERHEAD = 4.0  # seconds to open and cut a network, and for the ridge heads of a fold
+OPENING = 2.0  # seconds to open and cut a network
 AROUND_A_FOLD = (
-    0.5  # seconds, where the rest was timed: with 2 s, five folds of 3 s (hymenoptera) were told to take 22 s
+    0.5  # seconds, for its ridge heads: with 2 s, five folds of 3 s (hymenoptera) were told to take 22 s
 )
 PLAN = "tuning_plan.v3"
 
@@ -126,17 +126,16 @@ class Option:
 
     def fold_seconds(self, images: int, held_out: int, cost: Cost | None = None) -> float:
         """For one fold of `images` to learn from; by a measured `cost` where there is one."""
-        around = OVERHEAD / 2 if cost is None else AROUND_A_FOLD
         cost = cost or self.cost
         check = images * self.settings.validation_share
         per_epoch = (images - check) * cost.training + check * cost.predicting
         measuring = min(images, MOST_MEASURED) * cost.statistics
-        return around + measuring + self.settings.epochs * per_epoch + held_out * cost.predicting
+        return AROUND_A_FOLD + measuring + self.settings.epochs * per_epoch + held_out * cost.predicting
 
     def cache_seconds(self, images: int, cost: Cost | None = None) -> float:
         """To open the network, and for the views of all images behind its prefix."""
         views = 1 + self.settings.views if self.cut else 0
-        return OVERHEAD / 2 + images * views * (cost or self.cost).view
+        return OPENING + images * views * (cost or self.cost).view
 
 
 @dataclass(frozen=True, slots=True)
