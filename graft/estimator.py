@@ -72,7 +72,7 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
     backbone : the name of a network (`graft models`), or "auto": the embedded one, or with `weights` the best of it and
         up to four of the folder, by leave-one-out log loss on the training images.
     weights : a folder with weights.json; None: `GRAFT_WEIGHTS`, the embedded backbone, local caches, the hub.
-    strategy : "frozen" (a closed-form head on fixed features: seconds, no randomness), "finetuned" (tail and head are
+    strategy : "frozen" (a head without epochs on fixed features: seconds, no randomness), "finetuned" (tail and head are
         trained), "scratch" (the small CNN from random weights; `backbone`, `tap` and `freeze` have no say).
     freeze : with "finetuned", what stays as it is: "all", "none", a number of first layers (`graft models NAME --layers`)
         or the name of a stage; what the network does not have is refused with "frozen", too, where it has no effect.
@@ -83,7 +83,7 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
         leave-one-out log loss (`--fit` of `graft study`; an estimator's `fit` is its method).
     size : the side of the square in pixels, 8 to 2048; None: the network's own.
     balance : how much rare classes count. "none", "root" (inverse square root of the frequency), "full" (inverse
-        frequency), "auto": chosen by leave-one-out for the closed-form head, "root" for training; where there is training
+        frequency), "auto": chosen by leave-one-out for "frozen", "root" for training; where there is training
         also the words of `graft train`: "weights" (root), "sampler" (full) and "logit".
     epochs : the most passes over the images, at least 1; None: by the number of images. Training stops earlier where a
         kept-back part (15 %) has not improved for some epochs.

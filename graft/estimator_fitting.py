@@ -35,7 +35,7 @@ from graft.estimator_input import ParameterError, pixels_of
 from graft.estimator_records import Fit, Given, Model, Probe, Wish, fit_of, reach_of, some_of, weights_of
 from graft.estimator_training import refuse_freeze, scratch_model, tuned_model
 from graft.images.dataset import Preprocess
-from graft.learning import ridge
+from graft.learning import frozen_head, ridge
 from graft.store import Store, content_key
 
 PROBED = 4  # backbones at most where none was named
@@ -167,7 +167,9 @@ def _frozen(probe: Probe, given: Given, wish: Wish) -> Model:
         raise ParameterError(
             f"balance={wish.balance!r}: nothing but the head is learned here, so choose one of {', '.join(WEIGHTINGS)}."
         )
-    head = ridge.fit(probe.rows, given.targets, classes=given.classes, balances=WEIGHTINGS[wish.balance])
+    head = frozen_head.fit(
+        probe.rows, given.targets, classes=given.classes, balances=WEIGHTINGS[wish.balance]
+    )
     graph = assembled(
         onnx.load(str(probe.trunk.graph)),
         tap_output(probe.tap.index),

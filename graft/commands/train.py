@@ -11,7 +11,7 @@ from graft.commands.lines import as_json
 EPILOG = """What is not given is taken from --recipe, or else decided by Graft (auto). docs/train.md explains every option.
 
 examples:
-  graft train photos/ --backbone resnet18 --freeze all              features and a ridge head, in seconds
+  graft train photos/ --backbone resnet18 --freeze all              features and a head, in seconds
   graft train photos/ --backbone resnet18 --freeze 7 --epochs 20 --batch-size 20
   graft train photos/ --backbone resnet18 --init random --seeds 3   the same network from random weights
   graft train photos/ --recipe r.json --ensemble 3                  a saved recipe, with one thing changed

@@ -6,7 +6,7 @@ end (the generator's return value) a `Tuned`: the changed weights, the head, and
 ridge head of the rows, or fresh (`graft.learning.heads`); AdamW with a lower rate for lower stages, warm-up, cosine,
 clipped gradients and averaged weights do the rest. Statistics of batch normalisation stay frozen by default, which
 loses nothing and saves memory (arXiv 2305.11624); their scales and offsets learn. A part of the rows, grouped and
-stratified, is kept back to find the best epoch and the temperature; a ridge head itself is epoch 0, so that tuning which
+stratified, is kept back to find the best epoch and the temperature; the head of the frozen features is epoch 0, so that tuning which
 only hurts leaves the frozen network. No row outside `rows` is read. A network of random weights is trained in the same
 way: everything learns, the head is fresh.
 
@@ -35,7 +35,7 @@ from graft.compute import Compute
 from graft.errors import GraftError
 from graft.learning import checkpoint
 from graft.learning.cutting import Cut
-from graft.learning.heads import Head, fresh_head, ridge_head
+from graft.learning.heads import Head, answering_head, first_head, fresh_head
 from graft.learning.inner import for_statistics
 from graft.learning.lessons import Lesson, batches, lesson_of, loss_of
 from graft.learning.loop import Epoch, Stopped, at_work, best_temperature
@@ -57,7 +57,7 @@ Features = Float[np.ndarray, "n d"]
 class Tuned:
     """`state`: the weights of the network that changed, by name; `head`: the temperature is inside.
 
-    `best_epoch` 0 is the frozen network with its ridge head: `state` is empty then.
+    `best_epoch` 0 is the frozen network with its head: `state` is empty then.
     """
 
     state: dict[str, Tensor]
@@ -163,7 +163,7 @@ def tune(
         stopped = _had_enough(done, lesson, settings)
     if best.epoch:
         return _tuned(best, tuner, epochs_run=number, stopped=stopped or "epochs")
-    head = _ridge(features, targets, rows, classes, settings, criterion)
+    head = _answering(features, targets, rows, classes, settings, criterion)
     return Tuned({}, head, 1.0, 0, number, stopped or "epochs")
 
 
@@ -226,7 +226,7 @@ def start(
     """The tuner before its first step: with a ridge head of the rows to learn from, or a fresh one."""
     rates, statistics = rates_of(settings), settings.batch_norm == "train"
     if settings.head == "ridge":
-        head = _ridge(features, lesson.targets, lesson.learn, classes, settings, criterion, first=True)
+        head = _first(features, lesson.targets, lesson.learn, classes, settings, criterion)
     else:
         width = _width(cutting, lesson.source.plain(lesson.learn[:2]), compute)
         unit, decay = settings.unit_length, settings.weight_decay
@@ -243,7 +243,7 @@ def start(
             )
         if settings.head == "ridge":
             labels, every = lesson.targets[lesson.learn], np.arange(len(lesson.learn))
-            tuner.begin_with(_ridge(read, labels, every, classes, settings, criterion, first=True))
+            tuner.begin_with(_first(read, labels, every, classes, settings, criterion))
     return tuner
 
 
@@ -254,36 +254,49 @@ def _before_any(
     settings: TuneSettings,
     criterion: Criterion | None,
 ) -> _Best:
-    """Epoch 0: what the ridge head of the frozen features is worth; infinitely bad where the head is a fresh one."""
+    """Epoch 0: what the head of the frozen features is worth; infinitely bad where the head is a fresh one."""
     best = _Best(temperature=settings.temperature)
     if features is not None and settings.head == "ridge" and len(lesson.check):
-        head = _ridge(features, lesson.targets, lesson.learn, classes, settings, criterion)
+        head = _answering(features, lesson.targets, lesson.learn, classes, settings, criterion)
         rows = np.asarray(features[lesson.check], np.float32)
         logits = torch.from_numpy(head.logits(rows) + lesson.prior)
         best.loss = _judged(logits, torch.from_numpy(lesson.targets[lesson.check]))[0]
     return best
 
 
-def _ridge(
+def _answering(
     features: Features | None,
     targets: Int64[np.ndarray, " n"],
     rows: Int64[np.ndarray, " m"],
     classes: int,
     settings: TuneSettings,
     criterion: Criterion | None,
-    *,
-    first: bool = False,
 ) -> Head:
-    """The head that answers, or the `first` one of a training, which is less bold."""
+    """The head of the frozen network, where nothing that was tuned is better."""
+    assert features is not None, "this head needs the features of the frozen network"
+    return answering_head(
+        features[rows], targets[rows], classes=classes, balance=settings.balance, criterion=criterion
+    )
+
+
+def _first(
+    features: Features | None,
+    targets: Int64[np.ndarray, " n"],
+    rows: Int64[np.ndarray, " m"],
+    classes: int,
+    settings: TuneSettings,
+    criterion: Criterion | None,
+) -> Head:
+    """The head that a training starts from: less bold than one that answers."""
     assert features is not None, "a ridge head needs the features of the frozen network"
-    return ridge_head(
+    return first_head(
         features[rows],
         targets[rows],
         classes=classes,
         balance=settings.balance,
         criterion=criterion,
-        least_penalty=settings.start_penalty if first else 0.0,
-        temperature=settings.start_temperature if first else 1.0,
+        least_penalty=settings.start_penalty,
+        temperature=settings.start_temperature,
     )
 
 

@@ -1,7 +1,7 @@
-"""The heads that learn step by step: what they start from, and what is left of them in the packed model.
+"""Heads: of features that stay as they are, those that training starts from, and what is left of one in the packed model.
 
 In: features of the frozen network, or only their number. Out: a `Head`: one linear layer, or two with a ReLU between.
-`ridge` starts where the closed-form head ends (LP-FT: Kumar et al. 2022, arXiv 2202.10054), `linear` near zero, `mlp`
+`ridge` starts as a ridge head (LP-FT: Kumar et al. 2022, arXiv 2202.10054), `linear` near zero, `mlp`
 with one hidden layer of `HIDDEN` units (He et al. 2015). Costs milliseconds, for `ridge` a second.
 
 Not covered: training them (`graft.learning.tuner`).
@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Int64
 from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
-from graft.learning import ridge
+from graft.learning import frozen_head, ridge
 from graft.learning.inner import Balance, log_prior
 from graft.learning.ridge import Criterion, Weighting, unit
 
@@ -27,7 +27,7 @@ HeadKind = Literal["ridge", "linear", "mlp"]
 HIDDEN = 256
 SMALL = 0.01  # the deviation of the first weights in front of the classes
 
-# What the closed-form head makes of a balance: the weightings it may choose from.
+# What the head of frozen features makes of a balance: the weightings it may choose from.
 _WEIGHTINGS: dict[Balance, tuple[Weighting, ...]] = {
     "none": ("none",),
     "root": ridge.WEIGHTS,
@@ -78,7 +78,31 @@ class Head:
         return replace(self, weight=self.weight / by, bias=self.bias / by)
 
 
-def ridge_head(
+def answering_head(
+    features: Float[np.ndarray, "n d"],
+    targets: Int64[np.ndarray, " n"],
+    *,
+    classes: int,
+    balance: Balance,
+    criterion: Criterion | None,
+) -> Head:
+    """The head of features that stay as they are (`graft.learning.frozen_head`).
+
+    `none` weights no class, `sampler` weights each with the inverse of its frequency, `root` lets leave-one-out choose;
+    `logit` subtracts the logarithm of the classes' shares from the logits (Menon et al. 2021, arXiv 2007.07314).
+    """
+    with threadpool_limits(1):
+        found = frozen_head.fit(
+            np.asarray(features, np.float32),
+            targets,
+            classes=classes,
+            criterion=criterion,
+            balances=_WEIGHTINGS[balance],
+        )
+    return Head(found.weight, found.bias - log_prior(targets, classes, balance))
+
+
+def first_head(
     features: Float[np.ndarray, "n d"],
     targets: Int64[np.ndarray, " n"],
     *,
@@ -88,11 +112,9 @@ def ridge_head(
     least_penalty: float = 0.0,
     temperature: float = 1.0,
 ) -> Head:
-    """The closed-form head of these rows (`graft.learning.ridge`), balanced as the training behind it will be.
+    """The ridge head that a training of these rows starts from, balanced as the training will be (see `answering_head`).
 
-    `none` weights no class, `sampler` weights each with the inverse of its frequency, `root` lets leave-one-out choose;
-    `logit` subtracts the logarithm of the classes' shares from the logits (Menon et al. 2021, arXiv 2007.07314), which
-    before that are divided by `temperature`.
+    Its logits are divided by `temperature`, before those of `logit` are adjusted.
     """
     with threadpool_limits(1):
         found = ridge.fit(

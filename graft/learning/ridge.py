@@ -83,26 +83,49 @@ def fit(
 ) -> RidgeHead:
     """The head for these rows, with a penalty of at least `least_penalty` (relative, as `PENALTIES` are).
 
+    See `solved`, which also tells what it was made of.
+    """
+    return solved(
+        features,
+        targets,
+        classes=classes,
+        criterion=criterion,
+        balances=balances,
+        least_penalty=least_penalty,
+    )[0]
+
+
+def solved(
+    features: Float[np.ndarray, "n d"],
+    targets: Int[np.ndarray, " n"],
+    *,
+    classes: int,
+    criterion: Criterion | None = None,
+    balances: Sequence[Weighting] = BALANCES,
+    least_penalty: float = 0.0,
+) -> tuple[RidgeHead, Spectrum]:
+    """The head for these rows, and the decomposition of the rows, weighted as it weights them.
+
     For each class weighting, penalty and scale are those of the lowest leave-one-out log loss; among the weightings,
     `criterion` (a score of leave-one-out probabilities, higher is better; default: minus the log loss) decides, and the
     plainer one wins a tie. Weightings other than the first are tried only where the classes are unbalanced.
     """
     rows = _prepared(features)
     tried = balances if _unbalanced(targets, classes) else balances[:1]
-    solved = {
+    found = {
         weighting: _fit_one(rows, targets, classes=classes, weighting=weighting, least_penalty=least_penalty)
         for weighting in dict.fromkeys(map(_weighted, tried))
     }
     best: RidgeHead | None = None
     for balance in tried:
-        head, held_out = solved[_weighted(balance)]
+        head, held_out, _ = found[_weighted(balance)]
         if balance == "logit":
             head, held_out = _adjusted(head, held_out, targets)
         score = criterion(held_out, targets) if criterion else -log_loss(held_out, targets)
         if best is None or score > best.score + 1e-9:
             best = replace(head, score=score)
     assert best is not None
-    return best
+    return best, found[_weighted(best.balance)][2]
 
 
 def _weighted(balance: Weighting) -> Weighting:
@@ -117,9 +140,13 @@ def _adjusted(
     counts = np.bincount(targets, minlength=held_out.shape[1])
     others = np.maximum(counts - np.eye(len(counts))[targets], 1)
     fairer = (held_out / others).astype(held_out.dtype)
-    prior = np.log(np.maximum(counts, 1) / len(targets)).astype(np.float32)
-    adjusted = replace(head, bias=head.bias - prior, balance="logit")
+    adjusted = replace(head, bias=head.bias - log_shares(targets, held_out.shape[1]), balance="logit")
     return adjusted, fairer / fairer.sum(axis=1, keepdims=True)
+
+
+def log_shares(targets: Int[np.ndarray, " n"], classes: int) -> Float32[np.ndarray, " k"]:
+    """The logarithm of each class's share of the rows; a class without rows counts as one row."""
+    return np.log(np.maximum(np.bincount(targets, minlength=classes), 1) / len(targets)).astype(np.float32)
 
 
 def leave_one_out(
@@ -158,7 +185,7 @@ def _fit_one(
     classes: int,
     weighting: Weighting,
     least_penalty: float = 0.0,
-) -> tuple[RidgeHead, Float[np.ndarray, "n k"]]:
+) -> tuple[RidgeHead, Float[np.ndarray, "n k"], Spectrum]:
     solution = Spectrum(rows, targets, classes=classes, balance=EXPONENTS[weighting])
     best: tuple[float, float, float, Float[np.ndarray, "n k"]] | None = None
     scale = 5.0
@@ -171,7 +198,8 @@ def _fit_one(
     loss, penalty, scale, held_out = best
     weight, bias = solution.coefficients(penalty)
     weight, bias = (scale * weight).astype(np.float32), (scale * bias).astype(np.float32)
-    return RidgeHead(weight, bias, penalty, weighting, scale, -loss), softmax(scale * held_out, axis=1)
+    head = RidgeHead(weight, bias, penalty, weighting, scale, -loss)
+    return head, softmax(scale * held_out, axis=1), solution
 
 
 class Spectrum:
@@ -213,6 +241,18 @@ class Spectrum:
         inverse = 1 / (self.eigenvalues + penalty * self.eigenvalues[0])
         weight = self.centred.T @ (self.left @ (inverse[:, None] * self.projected))
         return weight, self.target_mean - self.row_mean @ weight
+
+    @property
+    def scores(self) -> Float[np.ndarray, "n r"]:
+        """The centred rows along the eigenvectors of their weighted covariance."""
+        return self.left * np.sqrt(self.eigenvalues) / self.root
+
+    def back(
+        self, weight: Float[np.ndarray, "r k"], bias: Float[np.ndarray, " k"]
+    ) -> tuple[Float32[np.ndarray, "d k"], Float32[np.ndarray, " k"]]:
+        """The same linear head of rows as it is of `scores`."""
+        own = self.centred.T @ (self.left @ (weight / np.sqrt(self.eigenvalues)[:, None]))
+        return own.astype(np.float32), (bias - self.row_mean @ own).astype(np.float32)
 
 
 def _left_vectors(

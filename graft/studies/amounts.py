@@ -4,7 +4,7 @@ In: the frozen trials and the trial from scratch. Out: `done.extras["amounts"]`,
 interval, folds) and a sentence. The subsets of a fold are nested and stratified; near-duplicates stay together, because
 two of them count as one picture. All are tested on the same held-out images, so that only the number of images differs.
 
-Cost: for transfer a closed-form head per (share, fold) from cached features; from scratch three quarters of a fold for
+Cost: for transfer a head per (share, fold) from cached features; from scratch three quarters of a fold for
 every fold that takes part, which is one, or more where the plan of the training leaves room (`amount_folds`). Every
 finished (strategy, share, fold) is in the journal.
 
@@ -24,7 +24,7 @@ from jaxtyping import Float32, Int64
 from threadpoolctl import threadpool_limits
 
 from graft.judging.uncertainty import draw_weights, estimate
-from graft.learning import ridge
+from graft.learning import frozen_head
 from graft.learning.inner import Balance
 from graft.store import content_key
 from graft.studies.amount_words import Point, amounts_sentence
@@ -149,7 +149,7 @@ def _head(
     """One head on the share of a fold's rows, in the journal."""
     begun, rows = time.monotonic(), _rows(frame, share, fold)
     with threadpool_limits(1):
-        head = ridge.fit(
+        head = frozen_head.fit(
             features[rows],
             frame.dataset.targets[rows],
             classes=frame.classes,

@@ -1,8 +1,8 @@
-"""How much rare classes count in what is trained step by step: as much as in a closed-form head of the same rows.
+"""How much rare classes count in what is trained step by step: as much as in the head on frozen features of the same rows.
 
 In: a fold, and frozen candidates measured on it. Out: the balance of the training. The head on frozen features tries every
 weighting on its training rows and keeps the one that its leave-one-out predictions score best with, by the study's metric
-(`graft.learning.ridge`); the journal holds what it took in each fold. What is tuned follows the head of the very network
+(`graft.learning.frozen_head`); the journal holds what it took in each fold. What is tuned follows the head of the very network
 it starts from, what is trained from scratch the best head of the fold. No held-out row has a say. Cost: nothing; for the last
 fit one more head.
 
@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import Float32
 from threadpoolctl import threadpool_limits
 
-from graft.learning import ridge
+from graft.learning import frozen_head
 from graft.learning.inner import Balance
 from graft.learning.ridge import RidgeHead, Weighting
 from graft.studies.beside import activations_of
 from graft.studies.frame import Frame, Trial, criterion
 
-# A closed-form head that weights classes fully and one that sees every class equally often are the same.
+# A linear head that weights classes fully and one that sees every class equally often are the same.
 LIKE: dict[Weighting, Balance] = {"none": "none", "root": "root", "full": "sampler", "logit": "logit"}
 UNASKED: Balance = "root"  # where no head was fitted
 
@@ -55,8 +55,8 @@ def balance_on_all(frame: Frame, frozen: Trial | None) -> Balance:
 
 
 def head_on_all(frame: Frame, features: Float32[np.ndarray, "m d"]) -> RidgeHead:
-    """The closed-form head of all development images, whose features these are."""
+    """The head of all development images, whose features these are."""
     with threadpool_limits(1):
-        return ridge.fit(
+        return frozen_head.fit(
             features, frame.targets, classes=frame.classes, criterion=criterion(frame.settings.metric)
         )

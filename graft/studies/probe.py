@@ -1,6 +1,6 @@
 """Rung 1: every backbone frozen, every tap, every fold, from one pass over the images.
 
-Cost per backbone: the feature pass, then a closed-form head per (tap, fold), which takes less. Every finished (tap,
+Cost per backbone: the feature pass, then a head per (tap, fold), which takes less. Every finished (tap,
 fold) is in the journal before the next one begins.
 """
 
@@ -30,8 +30,9 @@ from graft.errors import BackboneError
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
 from graft.judging.cost import latency_ms
-from graft.learning import ridge
+from graft.learning import frozen_head
 from graft.learning.neighbours import neighbour_probabilities
+from graft.learning.ridge import RidgeHead
 from graft.store import content_key
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.recipe import Recipe
@@ -128,7 +129,7 @@ def recipe_of(trunk: TrunkFile, tap: TapRow, *, suffix: str = "") -> Recipe:
         geometry=trunk.geometry,
         tap=tap.name,
         cut=tap.name,
-        settings=content_key("ridge.v2", trunk.runner, len(trunk.taps)),
+        settings=content_key("head.v3", trunk.runner, len(trunk.taps)),
         look=trunk.look,
     )
 
@@ -167,10 +168,10 @@ def _out_of_fold(
     if missing:
         features = activations.tap(tap.index).astype(np.float32)
 
-        def measured(fold: int) -> tuple[ridge.RidgeHead, np.ndarray, float]:
+        def measured(fold: int) -> tuple[RidgeHead, np.ndarray, float]:
             begun = time.monotonic()
             learned = frame.learned_from(fold)
-            head = ridge.fit(
+            head = frozen_head.fit(
                 features[learned],
                 frame.dataset.targets[learned],
                 classes=frame.classes,

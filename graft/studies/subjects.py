@@ -19,7 +19,7 @@ from graft.images.dataset import Dataset
 from graft.images.folds import split
 from graft.judging.metrics import METRICS
 from graft.judging.uncertainty import draw_weights, estimate
-from graft.learning import ridge
+from graft.learning import frozen_head
 from graft.studies.frame import Frame, criterion
 
 
@@ -44,7 +44,7 @@ def about_series(dataset: Dataset) -> str | None:
 
 
 def new_subjects(frame: Frame, features: np.ndarray, *, name: str) -> dict[str, Any] | None:
-    """The leading metric of a ridge head on these features (a row per image) with whole series held out together."""
+    """The leading metric of a head on these features (a row per image) with whole series held out together."""
     dataset = frame.dataset
     if dataset.series is None or frame.settings.groups == "series":
         return None
@@ -59,7 +59,7 @@ def new_subjects(frame: Frame, features: np.ndarray, *, name: str) -> dict[str, 
     with threadpool_limits(1):
         for fold in np.unique(folds.assignment):
             learned = folds.assignment != fold
-            head = ridge.fit(
+            head = frozen_head.fit(
                 features[rows[learned]],
                 apart.targets[learned],
                 classes=frame.classes,

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from graft.errors import GraftError
 from graft.images.views import Augmentation
-from graft.learning import checkpoint, ridge
+from graft.learning import checkpoint, frozen_head, ridge
 from graft.learning.finetune import CHECK_BATCH, Tuned, TuneSettings, blocks, planned_epochs, predict, tune
 from graft.learning.inner import kept_back
 from graft.learning.loop import Epoch
@@ -154,7 +154,7 @@ def test_epoch_0_is_kept_when_training_only_hurts() -> None:
     epochs, tuned = finish(start(part, replace(SHORT, trunk_rate=3.0, head_rate=30.0, patience=2)))
     assert tuned.best_epoch == 0 and 2 <= len(epochs) <= 3
     answers = predict(part.cutting, live(part), tuned, OTHERS, features=part.features, compute=CPU)
-    head = ridge.fit(part.features[ROWS], part.targets[ROWS], classes=2)
+    head = frozen_head.fit(part.features[ROWS], part.targets[ROWS], classes=2)
     np.testing.assert_array_equal(answers, head.probabilities(part.features[OTHERS]))
 
 

@@ -18,7 +18,7 @@ from graft.backbones.weights import Reach
 from graft.compute import Compute
 from graft.images.folds import split
 from graft.images.scan import scan
-from graft.learning import finetune, ridge, training
+from graft.learning import finetune, frozen_head, ridge, training
 from graft.learning.tune_settings import TuneSettings
 from graft.store import Store
 from graft.studies.balancing import UNASKED, balance_of_best_head, balance_of_head, balance_on_all
@@ -81,7 +81,7 @@ def test_a_study_trains_with_what_its_heads_took(
 
     def told(features: np.ndarray, targets: np.ndarray, **more: Any) -> ridge.RidgeHead:
         return replace(
-            ridge_fit(features, targets, **more), balance="full" if len(targets) == 17 else "logit"
+            frozen_fit(features, targets, **more), balance="full" if len(targets) == 17 else "logit"
         )
 
     def spied(learn: Any) -> Any:
@@ -92,8 +92,8 @@ def test_a_study_trains_with_what_its_heads_took(
 
         return learning
 
-    ridge_fit = ridge.fit
-    monkeypatch.setattr(ridge, "fit", told)
+    frozen_fit = frozen_head.fit
+    monkeypatch.setattr(frozen_head, "fit", told)
     monkeypatch.setattr(finetune, "tune", spied(finetune.tune))
     monkeypatch.setattr(training, "train", spied(training.train))
     photos = stripes(tmp_path / "photos", classes=("left",), each=24)

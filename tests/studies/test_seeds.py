@@ -78,7 +78,7 @@ def test_a_study_measures_packs_and_does_not_train_twice(
     only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(finalists, "LEVELS", (Level(epochs=2, views=1, folds=0, least=1),))
+    monkeypatch.setattr(finalists, "LEVELS", (Level(epochs=6, views=1, folds=0, least=1),))
     monkeypatch.setattr("graft.studies.search.inputs_rung", lambda *_: (event for event in ()))
 
     def prefer_the_mean(trials: Any, *rest: Any, **more: Any) -> Choice:

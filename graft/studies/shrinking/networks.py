@@ -1,7 +1,7 @@
 """The float32 network that a smaller one is made from: of a candidate, and of one fold where the fold has trained it.
 
 In: a trial and a fold. Out: its graph with folded constants and the output `graft_reading`, the geometry it reads, and
-its head. A frozen network is the same for all folds and has no head of its own: the closed-form head is fitted to
+its head. A frozen network is the same for all folds and has no head of its own: the head is fitted to
 whatever the smaller network puts out. A fine-tuned one, and one from random weights, is that of the fold, with the head
 that was trained with it (`graft.studies.tuning.kept_states`).
 

@@ -26,7 +26,7 @@ from graft.deploy.quantise import outputs_of
 from graft.deploy.reading import READING
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
-from graft.learning.heads import Head, ridge_head
+from graft.learning.heads import Head, answering_head
 from graft.store import content_key
 from graft.studies.epochs import epoch_facts
 from graft.studies.frame import Event, Frame, Trial, criterion
@@ -103,7 +103,7 @@ def taught_by(
     augmentation = suited_without_backbone(frame, pixels, frame.rows)
     yield Event("progress", f"{text}: views", remaining_seconds=frame.remaining_seconds())
     views, features = _views(frame, base, network, augmentation, rows)
-    head = network.head or ridge_head(
+    head = network.head or answering_head(
         features[:, 0],
         frame.dataset.targets[rows],
         classes=frame.classes,

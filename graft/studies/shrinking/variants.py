@@ -30,7 +30,7 @@ from graft.deploy.thinning import thinned
 from graft.errors import BundleError
 from graft.images.pixels import open_pixels, pixels_key
 from graft.judging.cost import latency_ms
-from graft.learning.heads import Head, ridge_head
+from graft.learning.heads import Head, answering_head
 from graft.store import content_key
 from graft.studies.beside import trunk_of_trial
 from graft.studies.frame import Event, Frame, Trial, criterion
@@ -280,8 +280,8 @@ def _float_fold(
 
 
 def fitted_head(frame: Frame, features: Float32[np.ndarray, "n d"], rows: Int64[np.ndarray, " m"]) -> Head:
-    """The closed-form head of these rows."""
-    return ridge_head(
+    """The head of frozen features of these rows."""
+    return answering_head(
         features[rows],
         frame.dataset.targets[rows],
         classes=frame.classes,

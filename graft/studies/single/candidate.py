@@ -386,6 +386,6 @@ def _recipe(
         geometry=geometry,
         tap=tap.name,
         cut=settings.cut,
-        settings=content_key("train.v1", training, sorted(frozen), page.ensemble, page.lr, page.seed),
+        settings=content_key("train.v2", training, sorted(frozen), page.ensemble, page.lr, page.seed),
         look=look,
     )

@@ -55,7 +55,7 @@ def fitting(work: Workshop) -> Generator[Event, None, Fitted]:
 
 
 def _closed_member(work: Workshop) -> Fitted:
-    """The frozen network behind its closed-form head."""
+    """The frozen network behind its head."""
     from graft.learning.finetune import Tuned as Found
 
     frame, candidate = work.frame, work.candidate

@@ -47,7 +47,7 @@ from graft.studies.single.training import Workshop, measuring
 from graft.studies.subjects import about_series, kept_together
 
 WITHOUT_STEPS = ("lr", "epochs", "patience", "batch_size", "batch_norm", "augment")
-"""What a closed-form head does not have."""
+"""What a head on frozen features does not have."""
 
 
 def training_by_hand(
@@ -167,7 +167,7 @@ def _told_before(frame: Frame, candidate: Candidate, done: Progress, *, preview:
         if idle:
             yield from tell(
                 done,
-                f"The ridge head is found in closed form, so {', '.join(idle)} changed nothing. Use --head linear or mlp "
+                f"Nothing but the head learns, and it needs no epochs, so {', '.join(idle)} changed nothing. Use --head linear or mlp "
                 "to train a head step by step.",
             )
     elif candidate.page.batch_norm != AUTO and not candidate.normalises:

@@ -49,7 +49,7 @@ APART = 1_000_000  # between the seeds of two runs
 
 @dataclass(slots=True)
 class Workshop:
-    """What is opened once and used by every run. `features` are those of a closed-form head, `bench` of the others;
+    """What is opened once and used by every run. `features` are those of a frozen network, `bench` of the others;
     `first`: the journal's records of the first seed, by its run and fold."""
 
     frame: Frame
@@ -356,17 +356,17 @@ def _with_rate(work: Workshop, bench: Bench, run: int, fold: int) -> Generator[E
 
 
 def features_of(work: Workshop) -> np.ndarray:
-    """What the frozen network puts out for every image, where a closed-form head reads it."""
+    """What the frozen network puts out for every image, where its head reads it."""
     assert work.features is not None
     return work.features
 
 
 def closed_head(work: Workshop, rows: np.ndarray) -> Any:
-    """The closed-form head of these rows."""
-    from graft.learning.heads import ridge_head
+    """The head of frozen features of these rows."""
+    from graft.learning.heads import answering_head
 
     frame = work.frame
-    return ridge_head(
+    return answering_head(
         features_of(work)[rows],
         frame.dataset.targets[rows],
         classes=frame.classes,
