@@ -7,14 +7,17 @@ k, temperature included. Where a feature is the largest value of its map, its wh
 of several sizes (a network read at several depths) are brought to the finest of them, but at most `FINEST`, in a way
 that keeps each one's mean.
 
+Where several networks answer with the mean of their probabilities, the map is the mean of theirs, as each one counts: exact
+for each, and for all of them together what spoke in their logits before these became probabilities.
+
 Cost: a 1x1 convolution of the maps that are read. Not covered: heads that are not linear, features behind further
-layers (VGG's), class tokens, averages of several networks.
+layers (VGG's), class tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +26,7 @@ import onnx
 from jaxtyping import Float32
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from graft.deploy.opening import ACTIVATION, EMBEDDING, PROBABILITIES
+from graft.deploy.opening import ACTIVATION, PROBABILITIES
 
 THROUGH = (
     "Identity",
@@ -31,10 +34,11 @@ THROUGH = (
     "Squeeze",
     "Reshape",
     "Dropout",
+    "QuantizeLinear",  # in 8 bits the averages are rounded, which the map leaves out
+    "DequantizeLinear",
 )  # between pooling and features: nothing is mixed
 FINEST = 28  # places on a side, where maps of several sizes are added up
 NO_LINEAR_HEAD = "the head is not one linear layer"
-SEVERAL_NETWORKS = "it answers with the mean of several networks' probabilities"
 NO_MAPS = "the features are no averages of maps"
 
 
@@ -52,40 +56,65 @@ class _Pooled:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A linear head: its weight `[d, k]`, what the features were divided by (or nothing), the features, and how much its
+    answer counts among those of several networks."""
+
+    weight: str
+    divisor: str
+    features: str
+    share: float
+
+
 def with_activation(model: ModelProto) -> tuple[ModelProto, str]:
     """The model with the output `activation` and an empty reason, or the model as it is and why it has none."""
     made = {output: node for node in model.graph.node for output in node.output}
-    head, divisor, features = _head(made)
-    if head is None:
-        several = made[PROBABILITIES].op_type in ("Mean", "Sum")
-        return model, SEVERAL_NETWORKS if several else NO_LINEAR_HEAD
+    heads = [_head(made, answer, share) for answer, share in _answers(model, made)]
     shapes = _shapes(model)
-    pooled = [part for part in _parts(made, shapes, features) if part is not None]
-    if not any(part.kind == "ReduceMean" for part in pooled):
-        return model, NO_MAPS
-    side = _common_side({part.side for part in pooled})
-    if side is None:
+    placed = [(head, _placed(made, shapes, head)) for head in heads if head is not None]
+    if len(placed) < len(heads):
+        return model, NO_LINEAR_HEAD
+    side = _common_side({part.side for _, parts in placed for part in parts})
+    if side is None or not all(parts for _, parts in placed):
         return model, NO_MAPS
     high, wide = side
     whole = ModelProto()
     whole.CopyFrom(model)
-    classes = shapes[PROBABILITIES][1]
-    _append(whole, pooled, weight=head.input[1], divisor=divisor, side=side)
-    shape = ["n", classes, high or "y", wide or "x"]
+    _append(whole, placed, side=side)
+    shape = ["n", shapes[PROBABILITIES][1], high or "y", wide or "x"]
     whole.graph.output.append(helper.make_tensor_value_info(ACTIVATION, TensorProto.FLOAT, shape))
     onnx.checker.check_model(whole)
     return whole, ""
 
 
-def _head(made: dict[str, NodeProto]) -> tuple[NodeProto | None, str, str]:
-    """The linear layer between embedding and softmax, what the features were divided by, and the features."""
+def _answers(model: ModelProto, made: dict[str, NodeProto]) -> list[tuple[str, float]]:
+    """What the probabilities are the mean of, each with its share (`graft.deploy.branches`); or themselves."""
     last = made.get(PROBABILITIES)
-    head = made.get(last.input[0]) if last is not None and last.op_type == "Softmax" else None
-    before = made.get(EMBEDDING)
-    plain = head is not None and head.op_type == "Gemm" and head.input[0] == EMBEDDING
-    if not plain or before is None or before.op_type not in ("Div", "Identity"):
-        return None, "", ""
-    return head, before.input[1] if before.op_type == "Div" else "", before.input[0]
+    if last is None or last.op_type not in ("Mean", "Sum"):
+        return [(PROBABILITIES, 1.0)]
+    if last.op_type == "Mean":
+        return [(name, 1 / len(last.input)) for name in last.input]
+    values = {tensor.name: tensor for tensor in model.graph.initializer}
+    weighed = [made[name] for name in last.input]
+    return [(node.input[0], float(numpy_helper.to_array(values[node.input[1]]))) for node in weighed]
+
+
+def _head(made: dict[str, NodeProto], answer: str, share: float) -> _Head | None:
+    """The linear layer in front of the softmax that gives `answer`, and what it reads."""
+    last = made.get(answer)
+    layer = made.get(last.input[0]) if last is not None and last.op_type == "Softmax" else None
+    before = made.get(layer.input[0]) if layer is not None and layer.op_type == "Gemm" else None
+    if layer is None or before is None or before.op_type not in ("Div", "Identity"):
+        return None
+    divisor = before.input[1] if before.op_type == "Div" else ""
+    return _Head(layer.input[1], divisor, before.input[0], share)
+
+
+def _placed(made: dict[str, NodeProto], shapes: dict[str, list[int]], head: _Head) -> list[_Pooled]:
+    """The features that have a place in the picture; none where no average is among them."""
+    pooled = [part for part in _parts(made, shapes, head.features) if part is not None]
+    return pooled if any(part.kind == "ReduceMean" for part in pooled) else []
 
 
 def _shapes(model: ModelProto) -> dict[str, list[int]]:
@@ -164,7 +193,7 @@ def _common_side(sides: set[tuple[int, int]]) -> tuple[int, int] | None:
     """How many places down and across the map has: those of all maps, or the finest; None where they are not known."""
     if len(sides) == 1:
         return next(iter(sides))
-    if not all(high and wide for high, wide in sides):
+    if not sides or not all(high and wide for high, wide in sides):
         return None
     return min(FINEST, max(high for high, _ in sides)), min(FINEST, max(wide for _, wide in sides))
 
@@ -182,7 +211,7 @@ def spread_evenly(given: int, wanted: int) -> Float32[np.ndarray, "w g"]:
 
 
 def _append(
-    model: ModelProto, pooled: list[_Pooled], *, weight: str, divisor: str, side: tuple[int, int]
+    model: ModelProto, placed: Sequence[tuple[_Head, list[_Pooled]]], *, side: tuple[int, int]
 ) -> None:
     """The nodes from the maps to `activation`."""
     nodes, constants = model.graph.node, model.graph.initializer
@@ -198,8 +227,19 @@ def _append(
         return name
 
     total = ""
-    for part in pooled:
-        rows = add("Transpose", add("Slice", weight, [part.begin], [part.end], [0]), perm=[1, 0])
+    for head, parts in placed:
+        own = _of_one_head(add, head, parts, side)
+        if head.share != 1:
+            own = add("Mul", own, np.array([head.share]))
+        total = add("Add", total, own) if total else own
+    nodes.append(helper.make_node("Identity", [total], [ACTIVATION]))
+
+
+def _of_one_head(add: Callable[..., str], head: _Head, parts: list[_Pooled], side: tuple[int, int]) -> str:
+    """The map of one linear head."""
+    total = ""
+    for part in parts:
+        rows = add("Transpose", add("Slice", head.weight, [part.begin], [part.end], [0]), perm=[1, 0])
         spoken = _largest(add, part, rows) if part.kind == "ReduceMax" else _averaged(add, part, rows)
         for per_picture in part.divisors:
             spoken = add("Div", spoken, add("Unsqueeze", per_picture, [2, 3]))
@@ -207,9 +247,7 @@ def _append(
             down, across = (spread_evenly(*pair) for pair in zip(part.side, side, strict=True))
             spoken = add("MatMul", add("MatMul", down, spoken), across.T)
         total = add("Add", total, spoken) if total else spoken
-    if divisor:
-        total = add("Div", total, add("Unsqueeze", divisor, [2, 3]))
-    nodes.append(helper.make_node("Identity", [total], [ACTIVATION]))
+    return add("Div", total, add("Unsqueeze", head.divisor, [2, 3])) if head.divisor else total
 
 
 def _averaged(add: Callable[..., str], part: _Pooled, rows: str) -> str:

@@ -16,7 +16,6 @@ from graft.deploy.activation import (
     FINEST,
     NO_LINEAR_HEAD,
     NO_MAPS,
-    SEVERAL_NETWORKS,
     spread_evenly,
     with_activation,
 )
@@ -129,6 +128,20 @@ def test_depths_in_8_bits_have_a_map_too() -> None:
     np.testing.assert_allclose(activation.mean(axis=(2, 3)), embedding @ weight, rtol=1e-4, atol=1e-4)
 
 
+def test_averages_in_8_bits_have_a_map_up_to_their_rounding() -> None:
+    weight, bias = head()
+    whole = assembled(trunk(12, 3), TAP, weight=weight, bias=bias, unit_length=True)
+    pixels = noise(8, Preprocess(12))
+    small = quantised(prepared(whole, pixels), pixels, upto=[TAP])
+    pooling = [one.input[0] for one in small.graph.node if one.op_type == "GlobalAveragePool"]
+    assert any(one.op_type == "DequantizeLinear" and one.output[0] in pooling for one in small.graph.node)
+    model, reason = with_activation(small)
+    assert reason == ""
+    _, embedding, activation = run(model, pixels)
+    logits = embedding @ weight
+    assert np.abs(activation.mean(axis=(2, 3)) - logits).max() < 0.02 * np.ptp(logits)
+
+
 @pytest.mark.parametrize(("given", "wanted"), [(7, 28), (3, 10), (56, 28), (5, 4), (1, 6), (9, 9)])
 def test_a_line_of_values_is_spread_without_loss(given: int, wanted: int) -> None:
     spread = spread_evenly(given, wanted)
@@ -148,9 +161,31 @@ def test_who_asks_for_answers_alone_does_not_compute_it() -> None:
         assert without_activation(content) == content
 
 
-def test_several_networks_say_why_they_have_none() -> None:
+@pytest.mark.parametrize("weights", [None, [0.75, 0.25]])
+def test_several_networks_have_the_mean_of_their_maps(weights: list[float] | None) -> None:
+    """A network of one depth and one of two, on maps of several sizes; each map adds up to its network's logit."""
+    weight, bias = head()
+    one = assembled(trunk(12, 3), TAP, weight=weight, bias=bias, unit_length=True)
+    two, deep_weight = deep(12, 5)
+    model, reason = with_activation(averaged([one, two], weights=weights))
+    assert reason == ""
+    _, embedding, activation = run(model, noise(5, Preprocess(12)))
+    sides = embedding * np.sqrt(2)
+    logits = sides[:, : len(weight)] @ weight, sides[:, len(weight) :] @ deep_weight
+    first, second = weights or (0.5, 0.5)
+    expected = first * logits[0] + second * logits[1]
+    np.testing.assert_allclose(activation.mean(axis=(2, 3)), expected, rtol=1e-4, atol=1e-4)
+    alone = run(with_activation(one)[0], noise(5, Preprocess(12)))[2]
+    other = run(with_activation(two)[0], noise(5, Preprocess(12)))[2]
+    np.testing.assert_allclose(activation, first * alone + second * other, rtol=1e-4, atol=1e-4)
+
+
+def test_one_network_among_several_without_a_map() -> None:
+    weight, bias = head()
     whole, _ = deep(12, 3)
-    assert with_activation(averaged([whole, whole]))[1] == SEVERAL_NETWORKS
+    hidden = np.ones((FEATURES, 5), np.float32), np.zeros(5, np.float32)
+    layered = assembled(trunk(12, 3), TAP, weight=weight[:5], bias=bias, unit_length=True, hidden=hidden)
+    assert with_activation(averaged([whole, layered]))[1] == NO_LINEAR_HEAD
 
 
 def test_what_can_have_none_says_why_and_stays_as_it_is() -> None:
