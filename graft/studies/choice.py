@@ -2,7 +2,7 @@
 
 Among the complete candidates within the limits, all that are statistically tied with the best (the 95 % interval of the
 paired bootstrap difference touches zero) and no more than a point behind it (few images tie too much) are equally good
-for all practical purposes; the cheapest of them, by bytes and then by latency, is the choice. The headline is corrected for having picked a winner (BBC-CV), and never above
+for all practical purposes; the cheapest of them, by bytes and then by latency, is the choice, or the best of those that cost nearly as little (`SAME`). The headline is corrected for having picked a winner (BBC-CV), and never above
 what the choice itself scored.
 
 A candidate that the budget let finish some folds only may be chosen, too, but not on credit: it must be better than the
@@ -40,8 +40,9 @@ MANY_IMAGES = 5_000
 TOLERANCE = 0.01  # what is tied may be so far behind, where the metric counts decisions: of 400 images, four
 WORTH_NAMING = 0.1  # a runner-up may be so much worse than the best, in points of the metric; not more
 # Of candidates up to so many times the bytes and the latency of the cheapest, the better is chosen. The latency is timed, and
-# on a busy machine not to a tenth.
-SAME = (1.1, 1.5)
+# on a busy machine not to a tenth. Over 16 splits of hymenoptera, a fifth held out, 1.1 times the bytes chose 7.9 MB with an
+# accuracy of 0.968, 1.25 times 9.0 MB with 0.976 (docs/log.md).
+SAME = (1.25, 1.5)
 NEARLY = 1.001  # as near to the limits as the nearest, give or take the size of a name in the graph
 
 
