@@ -3,12 +3,13 @@
 In: the decomposition that ridge regression made of frozen features (`graft.learning.ridge.Spectrum`), class numbers, a strength.
 Out: weight and bias, as of any linear head.
 
-Minimises `sum_i w_i loss_i + |W|^2 / (2 strength)` over centred rows, scaled to a mean square of one: `strength` is
-what scikit-learn calls C, half of it with two classes. Along the eigenvectors of the covariance half of an eigenvalue bounds the curvature (Boehning 1992,
-Annals of the Institute of Statistical Mathematics 44), so that L-BFGS (Liu and Nocedal 1989) in coordinates divided by the
-root of that bound takes 15 to 30 steps where it takes hundreds without.
+Minimises `sum_i w_i loss_i + |W|^2 / (2 strength)` over centred rows, scaled to a mean square of one: `strength` is what
+scikit-learn calls C, half of it with two classes. Along the eigenvectors of the covariance half of an eigenvalue bounds the
+curvature (Boehning 1992, Annals of the Institute of Statistical Mathematics 44), so that L-BFGS (Liu and Nocedal 1989) in
+coordinates divided by the root of that bound takes 15 to 30 steps where it takes hundreds without.
 
-Cost on one core: 3 ms for 318 x 512 in two classes, 15 ms for 1,075 x 512 in six, 0.1 s for 1,613 x 512 in 101.
+Cost on one core: 3 ms for 318 x 512 in two classes, 15 ms for 1,075 x 512 in six, 0.1 s for 1,613 x 512 in 101. Where that would
+be more than `WORK`, there are fewer steps: of the gain of `graft.learning.frozen_head` half is left after 8 of them.
 
 Not covered: how strong to make it (`graft.learning.frozen_head` says why one strength does), and class weights of its own.
 """
@@ -21,7 +22,8 @@ from scipy.optimize import minimize
 
 from graft.learning.ridge import Spectrum
 
-STEPS = 60
+STEPS = (8, 60)
+WORK = 1.5e10  # multiply-adds per direction; a step does twice as many. With 20,000 x 1,280 in 100 classes 8 steps are left
 NEAR = 1e-3  # of the root of the number of rows: a gradient this small has arrived
 
 
@@ -54,12 +56,13 @@ def coefficients(
 
     start = np.zeros((scores.shape[1] + 1) * classes)
     near = NEAR * float(np.sqrt(len(scores)))
+    steps = int(np.clip(WORK / (scores.size * classes), *STEPS))
     found = minimize(
         objective,
         start,
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": STEPS, "gtol": near, "ftol": NEAR / 100},
+        options={"maxiter": steps, "gtol": near, "ftol": NEAR / 100},
     )
     unknown = found.x.reshape(-1, classes)
     return spectrum.back(unknown[:-1] / root, unknown[-1] * intercept)

@@ -108,3 +108,16 @@ def test_a_class_without_images_is_never_said() -> None:
 
     assert np.isfinite(head.probabilities(rows)).all()
     assert set(head.probabilities(rows).argmax(axis=1)) <= {0, 2}
+
+
+def test_much_work_is_cut_short_and_still_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, targets = blobs(400, 60, 12)
+    far = ours(rows, targets, classes=12, strength=50.0)
+
+    monkeypatch.setattr(logistic, "WORK", 1.0)
+    short = ours(rows, targets, classes=12, strength=50.0)
+
+    def loss(logits: np.ndarray) -> float:
+        return float(-log_softmax(logits, axis=1)[np.arange(400), targets].mean())
+
+    assert loss(far) < loss(short) < 0.7 * np.log(12)
