@@ -7,7 +7,7 @@ Out of a set with several classes it makes one with two, `normal` and `defect` (
 which is unbalanced and, for magnetic_tile, grey. Then it trains, each in a run folder of its own:
 
 - the small CNN from random weights, without and with augmentation;
-- a ridge head on the frozen features of a pre-trained network, on grey images and on their edges;
+- a new head on the frozen features of a pre-trained network, on grey images and on their edges;
 - the same network with its first layers frozen, the others trained, on grey images and with the edges as a further channel.
 
 Images are squashed, not cropped, because a defect may lie at the border. Whole series of views of one tile stay on one side
@@ -47,8 +47,8 @@ def strategies(options: argparse.Namespace, weights: Path | None) -> dict[str, d
     tuned = {"backbone": backbone, "freeze": options.freeze, "epochs": options.epochs, "augment": "medium"}
     layers = f"{backbone}, first {options.freeze} layers frozen, augmented"
     return {
-        f"{backbone}, all frozen, ridge head, grey": {**frozen, "input": "gray"},
-        f"{backbone}, all frozen, ridge head, edges": {**frozen, "input": "edges"},
+        f"{backbone}, all frozen, new head, grey": {**frozen, "input": "gray"},
+        f"{backbone}, all frozen, new head, edges": {**frozen, "input": "edges"},
         "small CNN from scratch, augmented": {**scratch, "augment": "medium"},
         f"{layers}, grey": {**tuned, "input": "gray"},
         f"{layers}, grey and edges": {**tuned, "input": "rgb+edges"},
