@@ -3,7 +3,7 @@
     python examples/freeze_or_tune.py             # hymenoptera, dogs_vs_cats, caltech101 and Fashion-MNIST
     python examples/freeze_or_tune.py photos/     # your own images
 
-Each set is measured up to four times on the same folds: frozen features with a ridge head and full fine-tuning (--freeze
+Each set is measured up to four times on the same folds: frozen features with a new head and full fine-tuning (--freeze
 names first layers to keep), in colour and in grey; a set that is grey only in grey. What was published in 2017 stands below,
 with what its numbers are. Where the two counts under `right` are close, so are the networks, whatever the accuracies say.
 """

@@ -4,7 +4,7 @@
     python examples/own_cnn_against_features.py photos/ --epochs 20 --batch-size 20
 
 The small CNN learns from random weights for exactly 20 epochs with 20 images a step. The two networks stay as they are: one
-pass puts out their features, and a closed-form ridge head is fitted on those. All three are measured on the same folds,
+pass puts out their features, and a head is fitted on those. All three are measured on the same folds,
 fitted on all images and packed; the ratios are those of the features to the CNN.
 """
 
