@@ -105,7 +105,9 @@ def _cropped(x: Float[Tensor, "b 3 s s"], size: int, generator: torch.Generator)
     theta[:, 0, 0], theta[:, 0, 2] = wide * mirror, left * (1 - wide)
     theta[:, 1, 1], theta[:, 1, 2] = high, top * (1 - high)
     grid = functional.affine_grid(theta.to(x.device), [len(x), 3, size, size], align_corners=False)
-    return functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    # What lies beyond the middle of the outermost pixel is that pixel: padding with the border, which Apple's cards do not have.
+    last = 1 - 1 / x.shape[2]
+    return functional.grid_sample(x, grid.clamp_(-last, last), mode="bilinear", align_corners=False)
 
 
 def _coloured(x: Float[Tensor, "b 3 y x"], generator: torch.Generator) -> Float[Tensor, "b 3 y x"]:

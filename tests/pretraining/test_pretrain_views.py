@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graft.pretraining import views
 from graft.pretraining.procedural import made_images
 from graft.pretraining.views import ViewSettings, generator_of, views_of, whole
 
@@ -90,3 +91,18 @@ def test_made_images_differ_and_have_edges() -> None:
     assert float(torch.cdist(made.flatten(1), made.flatten(1)).fill_diagonal_(99).min()) > 1
     steps = (made[..., 1:] - made[..., :-1]).abs()
     assert float(steps.amax((1, 2, 3)).min()) > 0.2
+
+
+def test_a_crop_at_the_edge_repeats_the_outermost_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `grid_sample` pads with the border, which not every device can."""
+    given = torch.rand(12, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    ours = views._cropped(given, 48, torch.Generator().manual_seed(4))
+    sample = torch.nn.functional.grid_sample
+    grids: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "clamp_", lambda grid, low, high: grids.append(grid) or grid)
+    monkeypatch.setattr(
+        views.functional, "grid_sample", lambda x, grid, **how: sample(x, grid, padding_mode="border", **how)
+    )
+    bordered = views._cropped(given, 48, torch.Generator().manual_seed(4))
+    assert grids and grids[0].abs().max() > 1 - 1 / 32
+    torch.testing.assert_close(ours, bordered, atol=1e-5, rtol=1e-5)
