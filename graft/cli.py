@@ -30,7 +30,7 @@ from graft.commands import (
     train,
 )
 from graft.commands.lines import one_line, write_whatever_comes
-from graft.errors import GraftError
+from graft.errors import MEMORY_RAN_OUT, GraftError, memory_ran_out
 from graft.version import VERSION
 
 COMMANDS = (
@@ -80,6 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = error.filename or "A file"
         print(one_line(f"graft: {place}: {error.strerror or error}."), file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ran_out(error):
+            raise
+        print(f"graft: {MEMORY_RAN_OUT} What is finished is kept.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("graft: stopped; the same command continues where it was.", file=sys.stderr)

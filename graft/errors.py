@@ -39,3 +39,15 @@ class BundleError(GraftError):
 
 class StoreError(GraftError):
     """The cache cannot be written or read."""
+
+
+MEMORY_RAN_OUT = "Memory ran out. Ask for less at a time (--backbones, a smaller --size or --batch-size), or, on a card, --device cpu."
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether this is how Python, torch or a runtime says that there is not enough memory."""
+    said = str(error).lower()
+    told = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in told)
+    )

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from made_sets import stripes, weights_folder
 
+from graft.cli import main
+
 
 def graft(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -144,3 +146,26 @@ def test_a_named_backbone_out_of_reach_is_said(run: Path, tmp_path: Path) -> Non
         timeout=120,
     )
     assert done.returncode == 2 and "--weights" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_is_a_sentence(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_memory(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("graft.commands.doctor.run", without_memory)
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith("graft: Memory ran out. Ask for less at a time")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: object) -> int:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("graft.commands.doctor.run", faulty)
+    with pytest.raises(RuntimeError, match="a fault"):
+        main(["doctor"])

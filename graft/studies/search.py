@@ -26,7 +26,7 @@ from graft.compute import Compute
 from graft.compute import choose as choose_compute
 from graft.deploy.bundle import Bundle
 from graft.deploy.pack import retell
-from graft.errors import BundleError, GraftError, RunError
+from graft.errors import MEMORY_RAN_OUT, BundleError, GraftError, RunError, memory_ran_out
 from graft.images.dataset import Dataset
 from graft.images.folds import split
 from graft.images.issues import write_check
@@ -185,10 +185,12 @@ def _in_time(frame: Frame, done: Progress, name: str, rung: Working, *, alone: b
                         break
                 else:
                     return
-    except GraftError as error:
-        if not any(trial.complete for trial in done.trials):
+    except (GraftError, MemoryError, RuntimeError) as error:
+        known = isinstance(error, GraftError)
+        if not any(trial.complete for trial in done.trials) or not (known or memory_ran_out(error)):
             raise
-        yield from tell(done, f"{error} The study goes on without the rest of {name}.")
+        told = str(error) if known else MEMORY_RAN_OUT
+        yield from tell(done, f"{told} The study goes on without the rest of {name}.")
         return
     if not frame.halt.is_set():
         yield from tell(done, f"The budget was over, so {name} was not begun or not finished.")

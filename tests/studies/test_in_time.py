@@ -85,6 +85,11 @@ def rung(frame: Frame, done: Progress, *, pause: float = 0.0, error: Exception |
         raise error
 
 
+def raising(error: Exception) -> Working:
+    yield Event("progress", "working", 0, 1)
+    raise error
+
+
 def begun(frame: Frame) -> list[str]:
     return [record["name"] for record in frame.journal.records if record["kind"] == RUNG]
 
@@ -177,3 +182,22 @@ def test_each_budget_has_its_plan_and_the_seconds_of_all_add_up(frame_at: Callab
     for one, predicted in ((short, 45.0), (long, 540.0)):
         row = next(row for row in spent(one) if row["name"] == "fine-tuning")
         assert (row["predicted"], row["seconds"]) == (predicted, 350.0)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")]
+)
+def test_a_rung_without_memory_does_not_either(error: Exception, frame_at: Callable[[float], Frame]) -> None:
+    frame = frame_at(1.0)
+    done = measured(frame)
+    list(_in_time(frame, done, "some work", rung(frame, done, error=error), alone=True))
+    assert len(done.trials) == 4 and done.notices[0].startswith("Memory ran out.")
+    with pytest.raises(type(error)):
+        list(_in_time(frame, Progress(), "some work", raising(error), alone=True))
+
+
+def test_a_fault_of_the_program_is_not_hidden(frame_at: Callable[[float], Frame]) -> None:
+    frame = frame_at(1.0)
+    done = measured(frame)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(_in_time(frame, done, "some work", raising(RuntimeError("shapes differ")), alone=True))
