@@ -86,7 +86,7 @@ def show_result(result: StudyResult) -> None:
     console.print(table)
     low, high = headline["interval"]
     opened = (choice["test"] or {}).get("opened", 1)
-    often = f"{opened} times, for other candidates, too, so that the score is a little flattered"
+    often = f"{opened} times, for earlier choices, too, so that the score is a little flattered"
     kinds = {
         "test": f"on the locked test, opened {'once' if opened == 1 else often}",
         "bbc-cv": "cross-validated, corrected for having picked a winner",

@@ -82,11 +82,11 @@ ISSUES = {
 def headline(kind: str, opened: Real | None = None) -> str:
     """What kind of number the headline is, or nothing of a kind that is not known.
 
-    `opened`: for how many candidates the test images were opened; None where a run does not tell.
+    `opened`: how often the test images were opened; None where a run does not tell.
     """
     if kind == "test" and opened is not None and opened > 1:
         return (
-            f"on the test images, which were opened {opened:.0f} times, for other candidates of this study, too, so that "
+            f"on the test images, which were opened {opened:.0f} times, for earlier choices of this study, too, so that "
             "it is a little flattered"
         )
     return HEADLINES.get(kind, "")

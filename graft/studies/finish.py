@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,20 +170,34 @@ def test_probabilities(frame: Frame, trial: Trial, fitted: Fitted) -> Float32[np
     """The locked test, opened once for a candidate: what the journal already holds is not asked again."""
     if not len(frame.test_rows):
         return None
-    known = frame.journal.fold(trial.recipe.key, TEST)
+    known = tested_so_far(frame, trial)
     if known is not None:
-        return known[1]
+        return known
     rows = fitted.probabilities(frame.test_rows)
-    frame.journal.add_fold(trial.recipe.key, TEST, rows, {"name": trial.recipe.name, "seconds": 0.0})
+    facts = {"name": trial.recipe.name, "seconds": 0.0, "measured": measured_as(trial)}
+    frame.journal.add_fold(trial.recipe.key, TEST, rows, facts)
     return rows
 
 
+def tested_so_far(frame: Frame, trial: Trial) -> Float32[np.ndarray, "t k"] | None:
+    """What the model of this trial said of the locked test, if it was fitted on the same measurements."""
+    known = frame.journal.fold(trial.recipe.key, TEST)
+    same = known is not None and known[0].get("measured", measured_as(trial)) == measured_as(trial)
+    return known[1] if known is not None and same else None
+
+
+def measured_as(trial: Trial) -> str:
+    """A key of the finished folds of a trial: another one once a fold was added or measured again."""
+    return hashlib.blake2b(trial.probabilities.tobytes(), digest_size=20).hexdigest()
+
+
 def times_opened(frame: Frame) -> int:
-    """How many candidates the locked test was opened for: a study that goes on with more time may choose another one."""
+    """How often the locked test was opened: a study that goes on with more time may choose another candidate, or fit the
+    same one anew."""
     tested = [
         record for record in frame.journal.records if record["kind"] == "fold" and record["fold"] == TEST
     ]
-    return len({record["recipe"] for record in tested})
+    return len({(record["recipe"], record.get("measured")) for record in tested})
 
 
 def packing(

@@ -7,7 +7,6 @@ order is that of growing cost, and after every backbone there is a leaderboard, 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -40,13 +39,14 @@ from graft.studies.beside import best_frozen, trunk_of_trial, what_of_new_subjec
 from graft.studies.choice import Choice, Limits, choose
 from graft.studies.ensembles import ensembles_rung, fitting_ensemble, in_words
 from graft.studies.finish import (
-    TEST,
     Fitted,
     fitting_frozen,
     fitting_scratch,
     fitting_tuned,
+    measured_as,
     packing,
     test_probabilities,
+    tested_so_far,
     times_opened,
 )
 from graft.studies.frame import Event, Frame, Trial, budget_of
@@ -266,7 +266,7 @@ def finishing(
     opening = len(frame.test_rows) > 0 and (fit is None or chosen.complete)
     fitting = fitted_on_all(frame, done, chosen) if fit is None else fit(chosen)
     fitted = None if _packed(frame, chosen, tested=opening) else (yield from fitting)
-    tested = _test_so_far(frame, chosen)
+    tested = tested_so_far(frame, chosen)
     if fitted is not None and opening:
         tested = test_probabilities(frame, chosen, fitted)
     yield Event("progress", "where the data stand", remaining_seconds=frame.remaining_seconds())
@@ -325,18 +325,18 @@ def _packing(
         retell(folder, about)
     else:
         return
-    record = {"recipe": chosen.recipe.key, "told": told, "measured": _measured(chosen)}
+    record = {"recipe": chosen.recipe.key, "told": told, "measured": measured_as(chosen)}
     frame.journal.append("packed", {**record, "command": command})
 
 
 def _packed(frame: Frame, chosen: Trial, *, tested: bool) -> bool:
     """Whether an earlier session had packed this very choice, measured as it is now, and `tested` it if it must be."""
     last = _last_packed(frame)
-    if last.get("recipe") != chosen.recipe.key or (tested and _test_so_far(frame, chosen) is None):
+    if last.get("recipe") != chosen.recipe.key or (tested and tested_so_far(frame, chosen) is None):
         return False
     # An older journal tells only whether all folds were measured, or not even that.
     before = chosen.complete and last.get("complete", True)
-    if not (last["measured"] == _measured(chosen) if "measured" in last else before):
+    if not (last["measured"] == measured_as(chosen) if "measured" in last else before):
         return False
     try:
         bundle = Bundle(frame.settings.out / results.BUNDLE)
@@ -347,16 +347,6 @@ def _packed(frame: Frame, chosen: Trial, *, tested: bool) -> bool:
 
 def _last_packed(frame: Frame) -> dict[str, Any]:
     return next((record for record in reversed(frame.journal.records) if record["kind"] == "packed"), {})
-
-
-def _measured(trial: Trial) -> str:
-    """A key of the finished folds of a trial: another one once a fold was added or measured again."""
-    return hashlib.blake2b(trial.probabilities.tobytes(), digest_size=20).hexdigest()
-
-
-def _test_so_far(frame: Frame, chosen: Trial) -> np.ndarray | None:
-    known = frame.journal.fold(chosen.recipe.key, TEST)
-    return None if known is None else known[1]
 
 
 def fitted_on_all(frame: Frame, done: Progress, chosen: Trial) -> Generator[Event, None, Fitted]:
@@ -384,9 +374,7 @@ def about_bundle(facts: dict[str, Any], chosen: Trial) -> dict[str, Any]:
     headline, metric = choice["headline"], METRICS[choice["headline"]["metric"]]
     low, high = headline["interval"]
     opened = (choice["test"] or {}).get("opened", 1)
-    often = (
-        f"{opened} times, for other candidates of this study, too, so that the score is a little flattered"
-    )
+    often = f"{opened} times, for earlier choices of this study, too, so that the score is a little flattered"
     told = {
         "test": f"on the locked test images, opened {'once' if opened == 1 else often}",
         "bbc-cv": "cross-validated, corrected for selection",

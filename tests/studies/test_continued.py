@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import graft
 from graft.deploy.bundle import Bundle
 from graft.deploy.pack import retell
 from graft.errors import BundleError
+from graft.images.dataset import Preprocess
 from graft.judging.metrics import METRICS
 from graft.report import wording
 from graft.studies import search
-from graft.studies.finish import Fitted
+from graft.studies.finish import Fitted, times_opened
+from graft.studies.finish import test_probabilities as probabilities_of_test
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.rungs import Progress
 from graft.studies.search import finishing, fitted_on_all, studying
@@ -181,10 +184,41 @@ def test_a_test_that_was_opened_for_two_candidates_is_said_to_be(
     second = session(with_a_test, weights, tmp_path / "run", taps=("layer3",))
     assert second.choice["id"] != first.choice["id"] and second.choice["test"]["opened"] == 2
     headline = Bundle(second.bundle()).facts["headline"]
-    assert "opened 2 times, for other candidates of this study, too" in headline and "once" not in headline
+    assert "opened 2 times, for earlier choices of this study, too" in headline and "once" not in headline
     assert tells_the_same(second)
     same = session(with_a_test, weights, tmp_path / "run", taps=("layer3",))
     assert same.choice["test"]["opened"] == 2 and len(packings(same.run)) == 2
+
+
+def test_the_same_candidate_on_more_folds_is_another_model(
+    with_a_test: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Its last fit depends on its folds, so the test says nothing of it until it is opened again, which is counted."""
+
+    def saying(frame: Frame, share: float) -> Fitted:
+        rows = np.tile(np.float32([share, 1 - share]), (len(frame.test_rows), 1))
+        return Fitted(b"", Preprocess(32), lambda _: rows, lambda _: rows)
+
+    def ending(frame: Frame, done: Progress, _: str) -> Generator[Event, None, list[float]]:
+        whole = done.trials[0]
+        known = whole.probabilities.copy()
+        known[frame.folds.assignment[frame.rows] == 2] = np.nan
+        asked = (
+            (replace(whole, probabilities=known), 0.25),
+            (replace(whole, probabilities=known), 0.5),
+            (whole, 0.75),
+            (whole, 1.0),
+        )
+        yield Event("progress")
+        said = [probabilities_of_test(frame, trial, saying(frame, share)) for trial, share in asked]
+        return [float(rows[0, 0]) for rows in said if rows is not None] + [times_opened(frame)]
+
+    settings = resolved(with_a_test, out=tmp_path / "run", weights=weights, only="frozen", folds=3)
+    events: Any = studying(settings, ending=ending)  # type: ignore[arg-type]
+    with pytest.raises(StopIteration) as end:
+        while True:
+            next(events)
+    assert end.value.value == [0.25, 0.25, 0.75, 0.75, 2]
 
 
 def test_the_words_of_a_headline() -> None:
