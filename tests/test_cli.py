@@ -63,6 +63,16 @@ def test_predict_names_what_it_cannot_read_and_answers_the_rest(run: Path) -> No
     assert "broken.jpg" in done.stderr and "1 of 13" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_an_empty_folder_does_not_stop_the_others(run: Path, tmp_path: Path) -> None:
+    photos, empty = run.parent / "photos", tmp_path / "empty"
+    empty.mkdir()
+    done = graft("predict", run / "model.graft", empty, photos / "right")
+    assert done.returncode == 2 and len(done.stdout.splitlines()) == 12
+    assert f"{empty}: It is a folder, and holds no image files." in done.stderr and "1 of 13" in done.stderr
+    alone = graft("predict", run / "model.graft", empty)
+    assert alone.returncode == 2 and not alone.stdout and "holds no image files" in alone.stderr
+
+
 def test_the_report_can_be_written_again(run: Path, tmp_path: Path) -> None:
     done = graft("report", run, "--out", tmp_path / "again.html")
     assert done.returncode == 0 and (tmp_path / "again.html").read_text().lower().startswith(

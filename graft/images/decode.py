@@ -167,6 +167,8 @@ def _bytes(source: bytes | Path) -> bytes:
                 "too_large", f"The file has {size:,} bytes; at most {MAX_BYTES:,} are read."
             )
         return source.read_bytes()
+    except IsADirectoryError as error:
+        raise UnreadableImage("unreadable", "It is a folder, and holds no image files.") from error
     except OSError as error:
         raise UnreadableImage(
             "unreadable", f"The file cannot be opened: {error.strerror or error}."
