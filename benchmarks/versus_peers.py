@@ -1,6 +1,6 @@
 """Is the choice of a study as accurate as what the peers train with the same network, in no more time than fastai's?
 
-    python benchmarks/versus_peers.py [--data DIR] [--weights DIR] [--sets NAME,NAME] [--epochs 25]
+    python benchmarks/versus_peers.py [--data DIR] [--weights DIR] [--sets NAME,NAME] [--epochs 25] [--peers NAME,NAME]
 
 Per image set, one split (near-duplicates on one side, stratified; a fifth is held out) and one network, MobileNetV1 at
 half width, 160 px: fastai's `fine_tune(5)`, the plain PyTorch transfer-learning loop (frozen and not) and scikit-learn's
@@ -10,7 +10,8 @@ locked test. Told are macro-F1 and accuracy with 95 % bootstrap intervals, paire
 process, and seconds per epoch. Peers run in an environment of their own (`first_answer.py` makes it).
 
 The PyTorch loop keeps the epoch that is best on the held-out images themselves, as its tutorial does; Graft and the
-others never see them before the end. Costs about half an hour on two cores; with --sets, a part of it.
+others never see them before the end. Costs an hour on two cores, two thirds of it for the PyTorch loop; with --sets or
+--peers, a part of it. Of a peer that is left out what an earlier run measured stays, under `earlier`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ HERE = Path(__file__).resolve().parent
 PREDICTED = ("hymenoptera", "magnetic_tile")
 WITHIN = 0.9  # of fastai's seconds is Graft's budget: the process begins before it and ends after it
 DRAWS = 2_000
+PEERS = ("fastai", "logistic", "frozen", "finetune")
 KEPT = 0.85  # of a fold is learned from, the rest is looked at after every epoch
 
 
@@ -47,6 +49,7 @@ def main() -> None:
     options.add_argument("--peer-env", type=Path, default=cache / "fastai", help="the peers' (%(default)s)")
     options.add_argument("--sets", default=",".join(SETS), help="(default: %(default)s)")
     options.add_argument("--epochs", type=int, default=25, help="of the PyTorch loop (default: 25)")
+    options.add_argument("--peers", default=",".join(PEERS), help="fastai always (default: %(default)s)")
     given = options.parse_args()
     sets = given.sets.split(",")
     weights = given.weights / f"{BACKBONE}.safetensors"
@@ -58,6 +61,7 @@ def main() -> None:
             warm_page_cache(given.data / name)
             divided(given.data / name, place / name)
             fresh = {**one_set(given, place / name, weights, peer), "tutorial_epochs": given.epochs}
+            fresh["earlier"] = left_out(name, fresh)
             rows = [*(row for row in earlier() if row["set"] != name), {**fresh, "began": began["date"]}]
             facts = {"backbone": BACKBONE, "sets": rows}
             keep("versus_peers", facts, [t for row in rows for t in targets(row)], began=began)
@@ -67,6 +71,19 @@ def earlier() -> list[dict[str, Any]]:
     """The sets of earlier runs, which may have been measured one by one."""
     kept = HERE / "results" / "versus_peers.json"
     return json.loads(kept.read_text())["results"]["sets"] if kept.exists() else []
+
+
+def left_out(name: str, fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier run measured of the peers that this one leaves out."""
+    before = next((row for row in earlier() if row["set"] == name), None)
+    if before is None:
+        return {}
+    found = dict(before.get("earlier", {}))
+    for peer in PEERS:
+        if peer in before["scores"]:
+            facts = {"scores": before["scores"][peer], "seconds": before["seconds"][peer]}
+            found[peer] = {**facts, "began": before["began"]}
+    return {peer: facts for peer, facts in found.items() if peer not in fresh["scores"]}
 
 
 def divided(source: Path, place: Path) -> None:
@@ -97,9 +114,10 @@ def one_set(given: Any, place: Path, weights: Path, peer: Path) -> dict[str, Any
     fastai = HERE / "peer_fastai.py"
     torch = HERE / "peer_torch.py"
     trained: dict[str, Any] = {}
-    out = {name: place / f"{name}.json" for name in ("fastai", "logistic", "frozen", "finetune")}
+    asked = ["fastai", *(name for name in given.peers.split(",") if name != "fastai")]
+    out = {name: place / f"{name}.json" for name in asked}
     taken["fastai"] = run([peer, fastai, images, weights, out["fastai"]])
-    for kind in ("logistic", "frozen", "finetune"):
+    for kind in asked[1:]:
         epochs = ["--epochs", str(given.epochs)]
         taken[kind] = run([peer, torch, images, weights, out[kind], "--kind", kind, *epochs])
     for name, file in out.items():
@@ -125,9 +143,9 @@ def one_set(given: Any, place: Path, weights: Path, peer: Path) -> dict[str, Any
     )
     for name, freeze in (("full", "none"), ("last_stage", "blocks.3")):
         out_of = place / f"run-{name}"
-        asked = ["--backbone", BACKBONE, "--freeze", freeze, "--epochs", "3", "--folds", "2"]
+        recipe = ["--backbone", BACKBONE, "--freeze", freeze, "--epochs", "3", "--folds", "2"]
         run(
-            graft("train", place / "for-graft", *asked, "--weights", given.weights, "--out", out_of),
+            graft("train", place / "for-graft", *recipe, "--weights", given.weights, "--out", out_of),
             cache=place / "cache",
         )
         trained[name] = json.loads((out_of / "study.json").read_text(encoding="utf-8"))
@@ -192,9 +210,10 @@ def epochs_of(trained: Mapping[str, Any], said: Mapping[str, Any], images: Path)
     found: dict[str, float] = {
         "fastai_frozen": count / fastai[0],
         "fastai_full": count / float(np.median(fastai[1:])),
-        "torch_frozen": count / float(np.median(said["frozen"]["epoch_seconds"])),
-        "torch_full": count / float(np.median(said["finetune"]["epoch_seconds"])),
     }
+    for kind, name in (("frozen", "torch_frozen"), ("finetune", "torch_full")):
+        if kind in said:
+            found[name] = count / float(np.median(said[kind]["epoch_seconds"]))
     for name, facts in trained.items():
         curves = facts["candidates"][0]["curves"]
         seconds = [epoch["seconds"] for curve in curves for epoch in curve["epochs"]]
