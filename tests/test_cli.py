@@ -73,6 +73,15 @@ def test_an_empty_folder_does_not_stop_the_others(run: Path, tmp_path: Path) -> 
     assert alone.returncode == 2 and not alone.stdout and "holds no image files" in alone.stderr
 
 
+def test_a_frozen_study_of_known_features_does_without_torch(run: Path, tmp_path: Path) -> None:
+    """Its import takes as long as everything else together."""
+    given = ["study", run.parent / "photos", "--out", tmp_path / "again", "--weights", run.parent / "weights"]
+    typed = [str(word) for word in [*given, "--only", "frozen", "--folds", "3"]]
+    code = f"import sys; from graft.cli import main; print(main({typed}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stderr
+
+
 def test_the_report_can_be_written_again(run: Path, tmp_path: Path) -> None:
     done = graft("report", run, "--out", tmp_path / "again.html")
     assert done.returncode == 0 and (tmp_path / "again.html").read_text().lower().startswith(

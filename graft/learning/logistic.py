@@ -6,10 +6,11 @@ Out: weight and bias, as of any linear head.
 Minimises `sum_i w_i loss_i + |W|^2 / (2 strength)` over centred rows, scaled to a mean square of one: `strength` is what
 scikit-learn calls C, half of it with two classes. Along the eigenvectors of the covariance half of an eigenvalue bounds the
 curvature (Boehning 1992, Annals of the Institute of Statistical Mathematics 44), so that L-BFGS (Liu and Nocedal 1989) in
-coordinates divided by the root of that bound takes 15 to 30 steps where it takes hundreds without.
+coordinates divided by the root of that bound takes 10 to 30 steps where it takes hundreds without.
 
 Cost on one core: 3 ms for 318 x 512 in two classes, 15 ms for 1,075 x 512 in six, 0.1 s for 1,613 x 512 in 101. Where that would
-be more than `WORK`, there are fewer steps: of the gain of `graft.learning.frozen_head` half is left after 8 of them.
+be more than `WORK`, there are fewer steps: stopped at ten times `NEAR` the gain of `graft.learning.frozen_head` was half as large
+with 51 classes and two thirds with 101.
 
 Not covered: how strong to make it (`graft.learning.frozen_head` says why one strength does), and class weights of its own.
 """

@@ -24,7 +24,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int64
-from scipy.stats import binom
+from scipy.special import bdtrc
 from threadpoolctl import threadpool_limits
 
 from graft.learning import ridge
@@ -145,6 +145,6 @@ def _confused(
         right = [(each[own, pair[1]] > each[own, pair[0]]) == side for each in (blind, sighted)]
         if _clear(right[0].astype(np.float64), side, np.bincount(side)) < BARELY:
             gained, lost = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
-            guessed.append((float(binom.sf(gained - 1, gained + lost, 0.5)), pair))
+            guessed.append((float(bdtrc(gained - 1, gained + lost, 0.5)), pair))
     chance, surest = min(guessed, default=(1.0, ()))
     return surest if chance < CHANCE / max(1, len(guessed)) else ()

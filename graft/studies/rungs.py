@@ -125,11 +125,10 @@ def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Wor
 
 def _intended(frame: Frame, planned: Plan, done: Progress) -> Working:
     """The plan of the whole study, calibrated by the first backbone."""
-    from graft.learning.scratch_settings import planned_multiply_adds
-
     shares, training = {}, 0.0
     if frame.settings.only is None:
         from graft.backbones.scratch import design
+        from graft.learning.scratch_settings import planned_multiply_adds
 
         shares = {"measuring other inputs": 0.1, "fine-tuning": TUNING_SHARE, "shrinking": 0.1}
         made, _ = design(frame.dataset, development=len(frame.rows))
