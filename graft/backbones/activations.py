@@ -73,7 +73,7 @@ def extracting(
                     array[begin : begin + len(part)] = part
                 yield begin + len(rows[0]), len(pixels)
             for name, array in zip(trunk.outputs, arrays, strict=True):
-                np.save(place / f"{name}.npy", _compact(array))
+                np.save(place / f"{name}.npy", compact(array))
             write_facts(place, {"seconds": time.monotonic() - started})
         stored = store.get(key)
         assert stored is not None
@@ -99,7 +99,7 @@ def extracted(
             return finished.value
 
 
-def _compact(array: Float32[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+def compact(array: Float32[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     """As float16, or as it is where float16 would overflow or round small numbers to nothing."""
     with np.errstate(over="ignore"):
         small = array.astype(np.float16)

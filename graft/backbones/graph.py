@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import onnx
+import onnx.shape_inference
 from onnx import ModelProto
 from onnx.utils import Extractor
 
@@ -27,6 +28,18 @@ def cut(model: ModelProto, output: str) -> ModelProto:
     part: ModelProto = Extractor(model).extract_model([INPUT], [output])
     part.ir_version = model.ir_version
     return part
+
+
+def shapes_of(model: ModelProto) -> dict[str, list[int]]:
+    """The shape of every value for one image; 0 where it is not known."""
+    single = ModelProto()
+    single.CopyFrom(model)
+    # With the batch open, padding that is computed from the shape would leave the sides open, too.
+    single.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    del single.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
+    infos = [*inferred.value_info, *inferred.input, *inferred.output]
+    return {info.name: [side.dim_value for side in info.type.tensor_type.shape.dim] for info in infos}
 
 
 def parameters(model: ModelProto) -> int:

@@ -3,7 +3,8 @@
 In: a model as `assembled` makes it. Out: the same with the output `activation` `[n, k, y, x]`, or the reason why there
 is none. For a linear head on averaged maps the map is exact (Zhou et al. 2016, arXiv 1512.04150): the mean over all
 places of class k's map, plus what has no place (the head's bias and features that are no maps), is the logit of class
-k, temperature included. Where a feature is the largest value of its map, its whole share lies where that value is. Maps
+k, temperature included. Where a feature is the largest value of its map, its whole share lies where that value is; where
+it is the average of a quarter of its map, within that quarter. Maps
 of several sizes (a network read at several depths) are brought to the finest of them, but at most `FINEST`, in a way
 that keeps each one's mean.
 
@@ -26,6 +27,7 @@ import onnx
 from jaxtyping import Float32
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from graft.backbones.graph import shapes_of
 from graft.deploy.opening import ACTIVATION, PROBABILITIES
 
 THROUGH = (
@@ -38,6 +40,7 @@ THROUGH = (
     "DequantizeLinear",
 )  # between pooling and features: nothing is mixed
 FINEST = 28  # places on a side, where maps of several sizes are added up
+QUARTERS = "AveragePool"  # to two by two places
 NO_LINEAR_HEAD = "the head is not one linear layer"
 NO_MAPS = "the features are no averages of maps"
 
@@ -71,7 +74,7 @@ def with_activation(model: ModelProto) -> tuple[ModelProto, str]:
     """The model with the output `activation` and an empty reason, or the model as it is and why it has none."""
     made = {output: node for node in model.graph.node for output in node.output}
     heads = [_head(made, answer, share) for answer, share in _answers(model, made)]
-    shapes = _shapes(model)
+    shapes = shapes_of(model)
     placed = [(head, _placed(made, shapes, head)) for head in heads if head is not None]
     if len(placed) < len(heads):
         return model, NO_LINEAR_HEAD
@@ -117,19 +120,6 @@ def _placed(made: dict[str, NodeProto], shapes: dict[str, list[int]], head: _Hea
     return pooled if any(part.kind == "ReduceMean" for part in pooled) else []
 
 
-def _shapes(model: ModelProto) -> dict[str, list[int]]:
-    """The shape of every value for one image; 0 where it is not known."""
-    single = ModelProto()
-    single.CopyFrom(model)
-    single.graph.input[0].type.tensor_type.shape.dim[
-        0
-    ].dim_value = 1  # padding may be computed from the shape
-    del single.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(single, data_prop=True).graph
-    infos = [*inferred.value_info, *inferred.input, *inferred.output]
-    return {info.name: [side.dim_value for side in info.type.tensor_type.shape.dim] for info in infos}
-
-
 def _parts(made: dict[str, NodeProto], shapes: dict[str, list[int]], features: str) -> list[_Pooled | None]:
     """The features in the order in which they stand; None for those that have no place in the picture."""
     node = made.get(features)
@@ -160,13 +150,25 @@ def _pooled(
         kind, layout = ("ReduceMean" if "Average" in node.op_type else "ReduceMax"), "nchw"
     elif node.op_type in ("ReduceMean", "ReduceMax") and len(node.input) == 1:
         kind, layout = node.op_type, _layout(node, shape)
+    elif node.op_type == "AveragePool" and _to_quarters(node, shape):
+        kind, layout = QUARTERS, "nchw"
     else:
         return None
     # Where padding is computed from the shape, the exporter leaves the sides open; only a maximum must know them.
     side = _side(shape, layout)
     known = len(shape) == len(layout) > 0 and (kind == "ReduceMean" or all(side))
-    sound = known and shape[layout.index("c")] == end - begin
+    channels = (end - begin) // (4 if kind == QUARTERS else 1)
+    sound = known and shape[layout.index("c")] == channels
     return _Pooled(kind, node.input[0], layout, side, divisors, begin, end) if sound else None
+
+
+def _to_quarters(node: NodeProto, shape: list[int]) -> bool:
+    """Whether it averages the four quarters of maps `[n, c, y, x]`."""
+    sides = shape[2:]
+    said = {attribute.name: list(attribute.ints) for attribute in node.attribute}
+    halves = [-(-side // 2) for side in sides], [side // 2 for side in sides]
+    windows = said.get("kernel_shape"), said.get("strides")
+    return len(sides) == 2 and min(sides) > 1 and windows == halves and not any(said.get("pads", []))
 
 
 def _by_picture(node: NodeProto, shapes: dict[str, list[int]]) -> bool:
@@ -239,8 +241,7 @@ def _of_one_head(add: Callable[..., str], head: _Head, parts: list[_Pooled], sid
     """The map of one linear head."""
     total = ""
     for part in parts:
-        rows = add("Transpose", add("Slice", head.weight, [part.begin], [part.end], [0]), perm=[1, 0])
-        spoken = _largest(add, part, rows) if part.kind == "ReduceMax" else _averaged(add, part, rows)
+        spoken = _SPOKEN[part.kind](add, part, head.weight)
         for per_picture in part.divisors:
             spoken = add("Div", spoken, add("Unsqueeze", per_picture, [2, 3]))
         if part.side != side:
@@ -250,19 +251,50 @@ def _of_one_head(add: Callable[..., str], head: _Head, parts: list[_Pooled], sid
     return add("Div", total, add("Unsqueeze", head.divisor, [2, 3])) if head.divisor else total
 
 
-def _averaged(add: Callable[..., str], part: _Pooled, rows: str) -> str:
-    """What each place has by averaged maps, with the weights `rows` `[k, c]`."""
-    return add("Conv", _in_planes(add, part), add("Unsqueeze", rows, [2, 3]), kernel_shape=[1, 1])
+def _rows(add: Callable[..., str], part: _Pooled, weight: str, *, first: int = 0, every: int = 1) -> str:
+    """The weights `[k, c]` of a part of the features, or of every so many of them."""
+    chosen = add("Slice", weight, [part.begin + first], [part.end], [0], [every])
+    return add("Transpose", chosen, perm=[1, 0])
 
 
-def _largest(add: Callable[..., str], part: _Pooled, rows: str) -> str:
+def _averaged(add: Callable[..., str], part: _Pooled, weight: str) -> str:
+    """What each place has by averaged maps."""
+    kernel = add("Unsqueeze", _rows(add, part, weight), [2, 3])
+    return add("Conv", _in_planes(add, part), kernel, kernel_shape=[1, 1])
+
+
+def _by_quarters(add: Callable[..., str], part: _Pooled, weight: str) -> str:
+    """What each place has by the averages of the quarters it lies in; in the middle of an odd side that is several."""
+    high, wide = part.side
+    total = ""
+    for number in range(4):
+        inside = np.zeros((high, wide), np.float32)
+        down, across = divmod(number, 2)
+        inside[quarter(high, down), quarter(wide, across)] = 1
+        kernel = add("Unsqueeze", _rows(add, part, weight, first=number, every=4), [2, 3])
+        spoken = add("Conv", part.maps, kernel, kernel_shape=[1, 1])
+        own = add("Mul", spoken, inside / inside.mean())
+        total = add("Add", total, own) if total else own
+    return total
+
+
+def quarter(side: int, number: int) -> slice:
+    """The first or the second half of a side; both have the middle of an odd one."""
+    return slice(0, -(-side // 2)) if number == 0 else slice(side // 2, side)
+
+
+def _largest(add: Callable[..., str], part: _Pooled, weight: str) -> str:
     """What each place has by the largest values of maps; places that are alike share it."""
+    rows = _rows(add, part, weight)
     maps = add("Reshape", _in_planes(add, part), [0, 0, -1])
     largest = add("ReduceMax", maps, axes=[2], keepdims=1)
     there = add("Cast", add("Equal", maps, largest), to=TensorProto.FLOAT)
     each = add("Div", largest, add("ReduceMean", there, axes=[2], keepdims=1))
     weights = add("Mul", add("Unsqueeze", rows, [0]), add("Transpose", each, perm=[0, 2, 1]))
     return add("Reshape", add("MatMul", weights, there), [0, 0, *part.side])
+
+
+_SPOKEN = {"ReduceMean": _averaged, "ReduceMax": _largest, QUARTERS: _by_quarters}
 
 
 def _in_planes(add: Callable[..., str], part: _Pooled) -> str:

@@ -2,7 +2,8 @@
 
 In: an ONNX graph from raw pixels to maps. Out: its waists (the tensors that everything which follows depends on, and on
 nothing else), and the same graph with one output row per image: average and maximum of the maps at the chosen waists,
-each of length one, side by side. A graph that is cut at a waist is a smaller network; one that is read at several gives
+each of length one, side by side; and, if wanted, the averages of the four quarters of the deepest maps, which say where in
+the picture something is. A graph that is cut at a waist is a smaller network; one that is read at several gives
 its head the fine texture of the lower layers, too, for the bytes of a longer head (Head2Toe: Evci et al. 2022,
 arXiv 2201.03529).
 
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from graft.backbones.graph import INPUT, cut
+from graft.backbones.graph import INPUT, cut, shapes_of
 from graft.deploy.quantise import pruned
 
 READING = "graft_reading"
@@ -55,7 +56,13 @@ def waists(model: ModelProto) -> list[Waist]:
 def _ends_here(following: Sequence[onnx.NodeProto], tensor: str) -> bool:
     """Whether what reads the tensor begins something new."""
     reader = next((node for node in following if tensor in node.input), None)
-    return reader is not None and reader.op_type in ("Conv", "MaxPool", "ReduceMean", "GlobalAveragePool")
+    if reader is None or reader.op_type not in ("Conv", "MaxPool", "ReduceMean", "GlobalAveragePool"):
+        return False
+    axes = next((list(attribute.ints) for attribute in reader.attribute if attribute.name == "axes"), [])
+    return reader.op_type != "ReduceMean" or axes in (
+        [2, 3],
+        [-2, -1],
+    )  # tokens and channels last are no maps here
 
 
 def depths(count: int, deepest: int) -> list[int]:
@@ -78,26 +85,45 @@ def maps_of(model: ModelProto, tensors: Sequence[str]) -> ModelProto:
     return pruned(made, names)
 
 
-def read_together(maps: ModelProto) -> ModelProto:
-    """A graph of `maps_of` with the one output `graft_reading`: average and maximum of each, of length one."""
+def read_together(maps: ModelProto, *, quarters: Sequence[int] = ()) -> ModelProto:
+    """A graph of `maps_of` with the one output `graft_reading`: average and maximum of each, of length one; behind them,
+    of the maps whose numbers are in `quarters`, the averages of their four quarters, together of length one, channel by
+    channel.
+    """
     made = ModelProto()
     made.CopyFrom(maps)
     graph = made.graph
     least = helper.make_tensor("graft_reading_least", TensorProto.FLOAT, [1], [1e-12])
     graph.initializer.append(least)
     parts = []
+
+    def of_length_one(stem: str) -> None:
+        graph.node.extend(
+            [
+                helper.make_node("ReduceL2", [stem], [f"{stem}_length"], axes=[1], keepdims=1),
+                helper.make_node("Max", [f"{stem}_length", least.name], [f"{stem}_divisor"]),
+                helper.make_node("Div", [stem, f"{stem}_divisor"], [f"{stem}_unit"]),
+            ]
+        )
+        parts.append(f"{stem}_unit")
+
     for value in maps.graph.output:
         for pooling in ("ReduceMean", "ReduceMax"):
             stem = f"graft_{value.name}_{pooling}"
-            graph.node.extend(
-                [
-                    helper.make_node(pooling, [value.name], [stem], axes=[2, 3], keepdims=0),
-                    helper.make_node("ReduceL2", [stem], [f"{stem}_length"], axes=[1], keepdims=1),
-                    helper.make_node("Max", [f"{stem}_length", least.name], [f"{stem}_divisor"]),
-                    helper.make_node("Div", [stem, f"{stem}_divisor"], [f"{stem}_unit"]),
-                ]
-            )
-            parts.append(f"{stem}_unit")
+            graph.node.append(helper.make_node(pooling, [value.name], [stem], axes=[2, 3], keepdims=0))
+            of_length_one(stem)
+    shapes = shapes_of(maps) if quarters else {}
+    for name in (maps.graph.output[number].name for number in quarters):
+        sides = shapes[name][2:]
+        stem = f"graft_{name}_quarters"
+        # Windows of half a side, rounded up, half a side apart, rounded down: two by two, whatever the side.
+        window = {
+            "kernel_shape": [-(-side // 2) for side in sides],
+            "strides": [max(1, side // 2) for side in sides],
+        }
+        graph.node.append(helper.make_node("AveragePool", [name], [f"{stem}_maps"], **window))
+        graph.node.append(helper.make_node("Flatten", [f"{stem}_maps"], [stem], axis=1))
+        of_length_one(stem)
     graph.node.append(helper.make_node("Concat", parts, [READING], axis=1))
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(READING, TensorProto.FLOAT, ["n", None]))

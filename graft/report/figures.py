@@ -86,15 +86,16 @@ def leaders(candidates: Sequence[Candidate], metric: str) -> list[Candidate]:
 
 
 def by_depth(candidates: Sequence[Candidate], *, metric: str, chosen: str | None) -> list[Figure]:
-    """One small plot per backbone (and fit and input of the images) that was measured at more than one tap, the best first."""
-    rows: dict[tuple[str, str, str | None, str | None], list[Candidate]] = defaultdict(list)
+    """One small plot per backbone (and fit, input and size of the images) that was measured at more than one tap, the best first."""
+    rows: dict[tuple[object, ...], list[Candidate]] = defaultdict(list)
     for candidate in candidates:
         if (
             candidate.tap_index is not None
             and metric in candidate.metrics
             and candidate.strategy in ("frozen", "random")
         ):
-            rows[candidate.backbone, candidate.strategy, candidate.fit, candidate.input].append(candidate)
+            key = candidate.backbone, candidate.strategy, candidate.fit, candidate.input, candidate.size
+            rows[key].append(candidate)
     several = [sorted(row, key=lambda c: c.tap_index or 0.0) for row in rows.values() if len(row) > 1]
     several.sort(
         key=lambda row: best(row, metric).metrics[metric], reverse=metric not in wording.LOWER_IS_BETTER

@@ -24,6 +24,7 @@ WIDTH, HEIGHT = 420.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 14.0, 12.0, 46.0
 CHARACTER = 7.5  # width of an average character in view box units, on a phone
 SHAPES = {
+    "depths": "M-6 0L-3 -5.2H3L6 0L3 5.2H-3z",
     "partial": "M0 -6L5.5 4.5H-5.5z",
     "full": "M0 -6.5L6 0L0 6.5L-6 0z",
     "shrunk": "M0 6L-5.5 -4.5H5.5z",

@@ -78,6 +78,8 @@ class Candidate:
         words = STRATEGIES.get(self.strategy, self.strategy)
         if self.strategy == "partial" and self.cut:
             return f"fine-tuned above {self.cut}"
+        if self.strategy == "depths" and self.id.endswith("+quarters"):
+            return f"{words} and by quarters"
         if self.strategy == "shrunk" and "+" in self.id:
             return f"{words}: {', '.join(self.id.split('+')[1:])}"
         return words

@@ -24,6 +24,7 @@ from graft.report.wording import number
 
 NAMES = {
     "frozen": "frozen",
+    "depths": "frozen, several depths",
     "partial": "upper stages fine-tuned",
     "full": "everything fine-tuned",
     "scratch": "from scratch",

@@ -29,6 +29,7 @@ LOWER_IS_BETTER = frozenset({"log_loss", "calibration_error", "brier"})
 
 STRATEGIES = {
     "frozen": "frozen, with a new head",
+    "depths": "frozen, read at several depths",
     "scratch": "from scratch",
     "partial": "fine-tuned in its upper stages",
     "full": "fine-tuned in all stages",

@@ -64,7 +64,8 @@ class Hosted:
             abreast=abreast,
         )
         meters.watch_queue(name, self.queue)
-        self._run(np.zeros((1, *self.pixel_shape), np.uint8))
+        for size in (limits.batch, 1):
+            self._run(np.zeros((size, *self.pixel_shape), np.uint8))
         self.explains = not bundle.no_activation
 
     async def predict(self, uploads: Sequence[Upload]) -> list[Prediction]:

@@ -29,7 +29,7 @@ from graft.learning.inner import Balance
 from graft.store import content_key
 from graft.studies.amount_words import Point, amounts_sentence
 from graft.studies.balancing import UNASKED
-from graft.studies.beside import activations_of, best_frozen
+from graft.studies.depths import best_read, features_of
 from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.rungs import Progress, Working, amount_folds, kept_for_the_end, training_settings
 from graft.studies.scratching import measured_fold
@@ -58,7 +58,7 @@ class Curve:
 
 def amounts_rung(frame: Frame, done: Progress) -> Working:
     """Measure both strategies by number of images; without either, or with too few images, nothing is told."""
-    transfer, scratch = best_frozen(frame, done.trials), _scratch(done)
+    transfer, scratch = best_read(frame, done.trials), _scratch(done)
     if transfer is None and scratch is None:
         return
     yield Event("stage", "How many images are needed")
@@ -136,7 +136,7 @@ def _transferred(frame: Frame, trial: Trial, folds: Sequence[int]) -> Generator[
                     yield Event("notice", f"{frame.ended} {NOT_MEASURED}")
                     return None
                 if features is None:
-                    features = activations_of(frame, trial)[1].tap(trial.tap_index).astype(np.float32)
+                    features = features_of(frame, trial)
                 known = _head(frame, trial, key, features, share, fold)
             measured[share, fold] = known[1]
             yield Event("progress", f"transfer from {share:.0%}", remaining_seconds=frame.remaining_seconds())

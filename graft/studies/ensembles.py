@@ -3,8 +3,8 @@
 In: all trials so far. Out: at most one trial more (`strategy` "ensemble") with what its members cost together, and for
 the report `extras["ensembles"]`. Members are found by greedy selection with replacement on out-of-fold predictions
 (Caruana et al. 2004), by the log loss, of which few images say more than of decisions; how often one was taken is its
-weight. They must want the images decoded in the same way, so that one graph with one input packs them: the group of
-the best candidate that has company is looked at.
+weight. They must want the images decoded in the same way, so that one graph with one input packs them: the groups of the
+best candidates that have company are looked at, and the one whose ensemble is best is taken.
 
 A selection scored on the predictions it was made on looks better than it is. So the trial's probabilities are nested:
 those of a fold come from members and weights selected on the other folds only. The members that are packed are those
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int, Int64
 
+from graft.images.dataset import Preprocess
 from graft.judging.metrics import METRICS
 from graft.judging.uncertainty import Difference, draw_weights, estimate, paired
 from graft.store import content_key
@@ -39,13 +40,14 @@ from graft.studies.recipe import Recipe
 from graft.studies.rungs import Progress, Working, kept_for_the_end, last_fit_seconds, tell
 
 MOST_MEMBERS = 4
+MOST_GROUPS = 3  # of candidates whose images are decoded alike
 MOST_TRAINED = 2
 OVERTIME = 0.03  # of the budget
 PICKS = 16
 LEAST = 1e-12  # what a probability counts at least
 DRAWS = 1_000
 TRAINED = ("partial", "full", "scratch")  # step by step
-FITTED_AGAIN = ("frozen", "shrunk", *TRAINED)
+FITTED_AGAIN = ("frozen", "depths", "shrunk", *TRAINED)
 METHOD = (
     "greedy selection with replacement by the log loss (Caruana et al. 2004); the predictions of each fold come from members and weights "
     "selected on the other folds, the packed members are those selected on all"
@@ -71,15 +73,17 @@ def ensembles_rung(frame: Frame, done: Progress) -> Working:
     usable, left_out = _usable(done.trials)
     score = criterion(frame.settings.metric)
     usable = sorted(usable, key=lambda trial: score(trial.probabilities, frame.targets), reverse=True)
-    pool = _of_one_geometry(usable)
-    if len(pool) < 2:
+    pools = _by_geometry(usable)
+    if not pools:
         return
+    yield Event("stage", f"Selecting an ensemble among {sum(map(len, pools))} candidates")
+    assignment = frame.folds.assignment[frame.rows]
+    selected = [(pool, ensemble_of(pool, frame.targets, assignment)) for pool in pools]
+    pool, found = max(selected, key=lambda pair: score(pair[1].probabilities, frame.targets))
     keys = {trial.recipe.key for trial in pool}
     others = [trial.recipe.name for trial in usable if trial.recipe.key not in keys]
     if others:
         left_out.append({"reason": "its images are decoded in another way", "ids": others})
-    yield Event("stage", f"Selecting an ensemble among {len(pool)} candidates")
-    found = ensemble_of(pool, frame.targets, frame.folds.assignment[frame.rows])
     members = [pool[i] for i in found.picks]
     trial = trial_of(pool, found, together_costs(frame, members)) if len(members) > 1 else None
     told = _told(frame, pool, found, trial, single=usable[0])
@@ -169,7 +173,7 @@ def _usable(trials: Sequence[Trial]) -> tuple[list[Trial], list[dict[str, Any]]]
             why = "it is a mean itself"
         elif trial.recipe.strategy not in FITTED_AGAIN:
             why = "it cannot be fitted again on all images"
-        elif trial.recipe.strategy == "shrunk" and trial.about["shrunk"]["base"] not in names:
+        elif "shrunk" in trial.about and trial.about["shrunk"]["base"] not in names:
             why = "what it was made from was not measured"
         if why:
             left_out.setdefault(why, []).append(trial.recipe.name)
@@ -178,11 +182,12 @@ def _usable(trials: Sequence[Trial]) -> tuple[list[Trial], list[dict[str, Any]]]
     return usable, [{"reason": why, "ids": ids} for why, ids in left_out.items()]
 
 
-def _of_one_geometry(ranked: Sequence[Trial]) -> list[Trial]:
-    """Those that want their images decoded alike: of the first (best) trial that is not alone in this."""
-    companies = Counter(trial.recipe.geometry for trial in ranked)
-    first = next((trial for trial in ranked if companies[trial.recipe.geometry] > 1), None)
-    return [trial for trial in ranked if first is not None and trial.recipe.geometry == first.recipe.geometry]
+def _by_geometry(ranked: Sequence[Trial]) -> list[list[Trial]]:
+    """Groups of several that want their images decoded alike, those with the first (best) trials first."""
+    groups: dict[Preprocess, list[Trial]] = {}
+    for trial in ranked:
+        groups.setdefault(trial.recipe.geometry, []).append(trial)
+    return [group for group in groups.values() if len(group) > 1][:MOST_GROUPS]
 
 
 def trial_of(pool: Sequence[Trial], found: Ensemble, costs: ModelCosts) -> Trial:

@@ -25,6 +25,7 @@ from graft.backbones.ahead import Ahead
 from graft.backbones.catalogue import find
 from graft.backbones.inputs import input_word, read_as, seen_edges
 from graft.backbones.weights import shelf
+from graft.compute import Compute
 from graft.errors import BackboneError
 from graft.judging.metrics import METRICS
 from graft.judging.uncertainty import Difference, draw_weights, estimate, paired
@@ -112,9 +113,12 @@ def _decided(frame: Frame, best: Trial) -> tuple[list[str], str]:
 def _predicted(frame: Frame, best: Trial) -> float:
     """Seconds for one more input of the same network."""
     gmacs = find(best.recipe.backbone, shelf(frame.folder)).gmacs or UNKNOWN_GMACS
-    compute = frame.compute
-    speed = CARD if compute.device != "cpu" else FORWARD * (compute.threads / 2) ** 0.7
-    return OPENING + len(frame.dataset) * (gmacs * 1e9 / speed + HEADS)
+    return OPENING + len(frame.dataset) * (gmacs * 1e9 / forward_speed(frame.compute) + HEADS)
+
+
+def forward_speed(compute: Compute) -> float:
+    """Multiply-adds a second that a feature pass surely reaches."""
+    return CARD if compute.device != "cpu" else FORWARD * (compute.threads / 2) ** 0.7
 
 
 def _measured(frame: Frame, done: Progress, ahead: Ahead, best: Trial, word: str) -> Working:

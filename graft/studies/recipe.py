@@ -9,12 +9,13 @@ from graft.backbones.inputs import Look
 from graft.images.dataset import Preprocess
 from graft.store import content_key
 
-Strategy = Literal["frozen", "random", "scratch", "partial", "full", "shrunk", "ensemble"]
+Strategy = Literal["frozen", "depths", "random", "scratch", "partial", "full", "shrunk", "ensemble"]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """`(backbone, weights, tap, cut)` cover every strategy: frozen = cut at the tap; scratch = random weights, no cut;
+    """`(backbone, weights, tap, cut)` cover every strategy: frozen = cut at the tap; depths = frozen and
+    read at several depths at once (`graft.studies.depths`); scratch = random weights, no cut;
     partial = fine-tuned from a cut in between; full = fine-tuned from the input; shrunk = a frozen network made smaller;
     ensemble = the mean of several candidates (`graft.studies.ensembles`), which has no backbone, tap and cut of its own.
 

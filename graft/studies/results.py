@@ -239,7 +239,7 @@ def scratch_against_transfer(frame: Frame, trials: Sequence[Trial], choice: Choi
     transferred = [
         i
         for i, trial in enumerate(trials)
-        if trial.recipe.strategy in ("frozen", "partial", "full") and choice.scores[i] is not None
+        if trial.recipe.strategy in ("frozen", "depths", "partial", "full") and choice.scores[i] is not None
     ]
     best = max(transferred, key=lambda i: (metric.sign * (choice.scores[i] or 0.0), -i), default=None)
     transfer = trials[best] if best is not None else None

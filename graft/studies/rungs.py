@@ -130,7 +130,13 @@ def _intended(frame: Frame, planned: Plan, done: Progress) -> Working:
         from graft.backbones.scratch import design
         from graft.learning.scratch_settings import planned_multiply_adds
 
-        shares = {"measuring other inputs": 0.1, "fine-tuning": TUNING_SHARE, "shrinking": 0.1}
+        shares = {
+            "reading several depths": 0.12,
+            "measuring other inputs": 0.1,
+            "showing larger pictures": 0.15,
+            "fine-tuning": TUNING_SHARE,
+            "shrinking": 0.1,
+        }
         made, _ = design(frame.dataset, development=len(frame.rows))
         settings = training_settings(frame)
         work = frame.folds.count * planned_multiply_adds(made, len(frame.learned_from(0)), settings)

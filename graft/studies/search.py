@@ -37,6 +37,7 @@ from graft.studies.amounts import amounts_rung
 from graft.studies.balancing import balance_on_all
 from graft.studies.beside import best_frozen, trunk_of_trial, what_of_new_subjects, where_the_data_stand
 from graft.studies.choice import Choice, Limits, choose
+from graft.studies.depths import READ, best_read, depths_rung, features_of
 from graft.studies.ensembles import ensembles_rung, fitting_ensemble, in_words
 from graft.studies.finish import (
     Fitted,
@@ -53,6 +54,7 @@ from graft.studies.frame import Event, Frame, Trial, budget_of
 from graft.studies.inputs import inputs_rung
 from graft.studies.journal import Journal
 from graft.studies.knowing import reject_facts
+from graft.studies.larger import larger_rung
 from graft.studies.place import claim, refuse_place, sweep, write_run
 from graft.studies.plan import Plan, plan
 from graft.studies.retrieval import retrieval_facts
@@ -146,7 +148,9 @@ def _rungs(
     if only == "frozen":
         return
     if only != "scratch":
+        yield "reading several depths", depths_rung(frame, done)
         yield "measuring other inputs", inputs_rung(frame, done, ahead)
+        yield "showing larger pictures", larger_rung(frame, done, ahead)
         yield "fine-tuning", tuning_rung(frame, done)
     if only != "finetuned":
         yield "training from scratch", scratch_rung(frame, done)
@@ -289,7 +293,8 @@ def finishing(
     }
     if facts["choice"]["test"] is not None:
         facts["choice"]["test"]["opened"] = times_opened(frame)
-    subjects = what_of_new_subjects(frame, done.trials, chosen)
+    read = chosen if chosen.recipe.strategy in READ else best_read(frame, done.trials)
+    subjects = what_of_new_subjects(frame, read, features_of)
     if subjects is not None:
         facts["choice"]["new_subjects"] = subjects
         facts["choice"]["reason"] += " " + subjects["sentence"]
@@ -358,7 +363,7 @@ def fitted_on_all(frame: Frame, done: Progress, chosen: Trial) -> Generator[Even
         balance = balance_on_all(frame, best_frozen(frame, done.trials))
         settings = replace(training_settings(frame), balance=balance)
         return (yield from fitting_scratch(frame, chosen, made, settings))
-    if chosen.recipe.strategy == "shrunk":
+    if chosen.recipe.strategy in ("depths", "shrunk"):
         return (yield from fitting_shrunk(frame, chosen, done.trials))
     if chosen.recipe.strategy == "ensemble":
         refitted = partial(fitted_on_all, frame, done)
@@ -383,7 +388,9 @@ def about_bundle(facts: dict[str, Any], chosen: Trial) -> dict[str, Any]:
         "recipe": chosen.recipe.key,
         "strategy": chosen.recipe.strategy,
         "backbone": in_words(chosen),
-        "tap": chosen.recipe.tap or "several taps",
+        "tap": "several depths"
+        if chosen.recipe.strategy == "depths"
+        else chosen.recipe.tap or "several taps",
         "input": row["input"]["kind"],
         "weights": {
             "name": chosen.recipe.backbone,

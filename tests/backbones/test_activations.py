@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_networks import noise
 
-from graft.backbones.activations import BATCH, Activations, _compact, extracting, openvino_batches
+from graft.backbones.activations import BATCH, Activations, compact, extracting, openvino_batches
 from graft.backbones.hub import Reach
 from graft.backbones.opening import Opened
 from graft.backbones.scratch import ScratchDesign
@@ -135,11 +135,11 @@ def test_torch_and_openvino_give_the_same_rows(trunk: TrunkFile, opened: Opened,
 )
 def test_float16_is_kept_only_where_it_holds_the_numbers(factor: float, dtype: type) -> None:
     rows = np.random.default_rng(0).standard_normal((20, 30)).astype(np.float32) * np.float32(factor)
-    kept = _compact(rows)
+    kept = compact(rows)
     assert kept.dtype == dtype
     assert np.isfinite(kept).all()
     assert relative_error(kept.astype(np.float32), rows) < 1e-3
 
 
 def test_rows_of_zeros_are_kept_as_float16() -> None:
-    assert _compact(np.zeros((3, 4), np.float32)).dtype == np.float16
+    assert compact(np.zeros((3, 4), np.float32)).dtype == np.float16

@@ -21,7 +21,7 @@ def images(count: int = 24, *, size: int = SIZE, seed: int = 0) -> np.ndarray:
     return np.clip(np.stack(found), 0, 255).astype(np.uint8)
 
 
-def mobile(*, hidden: int = 32, doubled: bool = False, tap: int = 24) -> ModelProto:
+def mobile(*, hidden: int = 32, doubled: bool = False, tap: int = 24, size: int = SIZE) -> ModelProto:
     """Stem, two blocks (one with a shortcut), mean. `doubled`: every second inner channel repeats the one before."""
     random = np.random.default_rng(3)
     constants: list[TensorProto] = []
@@ -73,7 +73,7 @@ def mobile(*, hidden: int = 32, doubled: bool = False, tap: int = 24) -> ModelPr
     graph = helper.make_graph(
         nodes,
         "mobile",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", SIZE, SIZE, 3])],
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", size, size, 3])],
         [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["n", tap])],
         constants,
     )

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from made_models import FEATURES, LABELS, TAP, head, noise, trunk
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from graft.backbones.export import export
 from graft.backbones.opening import open_scratch
@@ -93,7 +93,7 @@ def test_the_small_cnn_has_averages_maxima_and_levels() -> None:
     np.testing.assert_allclose(activation.mean(axis=(2, 3)), expected, rtol=1e-3, atol=1e-3)
 
 
-def deep(size: int, pool: int) -> tuple[onnx.ModelProto, np.ndarray]:
+def deep(size: int, pool: int, *, quarters: bool = False) -> tuple[onnx.ModelProto, np.ndarray]:
     """The tiny network read at two depths, of which one has `pool` times fewer places a side, and the head's weight."""
     window = {"kernel_shape": [pool, pool], "strides": [pool, pool]}
     ways = [
@@ -101,8 +101,9 @@ def deep(size: int, pool: int) -> tuple[onnx.ModelProto, np.ndarray]:
         node("ReduceMean", ["coarse"], TAP, axes=[2, 3], keepdims=0),
     ]
     maps = maps_of(pooled(trunk(size, 3), *ways), ["coarse", "active"])
-    weight = np.random.default_rng(4).normal(0, 4, (4 * FEATURES, len(LABELS))).astype(np.float32)
-    read = read_together(prepared(maps, noise(3, Preprocess(size))))
+    features = (8 if quarters else 4) * FEATURES
+    weight = np.random.default_rng(4).normal(0, 4, (features, len(LABELS))).astype(np.float32)
+    read = read_together(prepared(maps, noise(3, Preprocess(size))), quarters=[0] if quarters else [])
     return assembled(read, READING, weight=weight, bias=head()[1], unit_length=True), weight
 
 
@@ -115,6 +116,24 @@ def test_depths_of_several_sizes_add_up_to_the_logit(size: int, pool: int, place
     assert activation.shape == (5, len(LABELS), places, places)
     np.testing.assert_allclose(activation.mean(axis=(2, 3)), embedding @ weight, rtol=1e-4, atol=1e-4)
     assert activation.std(axis=(2, 3)).min() > 0
+
+
+@pytest.mark.parametrize(("size", "pool"), [(12, 5), (12, 3), (40, 4), (23, 3)])
+def test_quarters_add_up_to_the_logit_and_stay_in_their_quarter(size: int, pool: int) -> None:
+    """Of an even side and of an odd one, whose middle lies in two quarters."""
+    whole, weight = deep(size, pool, quarters=True)
+    model, reason = with_activation(whole)
+    assert reason == ""
+    _, embedding, activation = run(model, noise(5, Preprocess(size)))
+    np.testing.assert_allclose(activation.mean(axis=(2, 3)), embedding @ weight, rtol=1e-4, atol=1e-4)
+    alone = weight.copy()
+    alone[: 4 * FEATURES] = 0
+    alone[4 * FEATURES :][np.arange(4 * FEATURES) % 4 != 3] = 0  # the last quarter: below, to the right
+    one = next(tensor for tensor in model.graph.initializer if tensor.dims == list(weight.shape))
+    one.CopyFrom(numpy_helper.from_array(alone, one.name))
+    spoken = run(model, noise(5, Preprocess(size)))[2]
+    assert np.abs(spoken[:, :, -1, -1]).max() > 0
+    assert np.abs(spoken[:, :, [0, 0, -1], [0, -1, 0]]).max() == 0
 
 
 def test_depths_in_8_bits_have_a_map_too() -> None:

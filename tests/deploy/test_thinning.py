@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from made_graphs import OUTPUT, images, mobile
+from onnx import helper
 
 from graft.deploy.quantise import outputs_of, prepared
 from graft.deploy.reading import READING, depths, maps_of, read_together, waists, weights_of
@@ -53,6 +55,16 @@ def test_waists_are_where_one_tensor_carries_everything() -> None:
     assert found[0].weights < found[1].weights < found[2].weights <= weights_of(model)
 
 
+@pytest.mark.parametrize(("axes", "count"), [([2, 3], 1), ([-2, -1], 1), ([1], 0), ([1, 2], 0)])
+def test_tokens_and_channels_last_are_no_maps(axes: list[int], count: int) -> None:
+    """The mean over the places of maps ends them; one over tokens, or over the first two sides, does not."""
+    model = mobile()
+    mean = next(node for node in model.graph.node if node.name == "mean")
+    del mean.attribute[:]
+    mean.attribute.extend([helper.make_attribute("axes", axes), helper.make_attribute("keepdims", 0)])
+    assert len(waists(model)) == 2 + count
+
+
 def test_reading_together_is_average_and_maximum_of_length_one() -> None:
     model = prepared(mobile(), images(4))
     found = waists(model)
@@ -65,6 +77,26 @@ def test_reading_together_is_average_and_maximum_of_length_one() -> None:
         rows[:, :24], average / np.linalg.norm(average, axis=1, keepdims=True), rtol=1e-4, atol=1e-5
     )
     np.testing.assert_allclose(np.linalg.norm(rows[:, 24:48], axis=1), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", range(4, 13, 2))
+def test_quarters_are_averages_of_half_a_side_each_way(side: int) -> None:
+    """Maps of 2 to 6 places a side; of an odd side both halves have the middle."""
+    model = prepared(mobile(size=side), images(4, size=side))
+    maps = maps_of(model, [waists(model)[-1].tensor])
+    top = outputs_of(maps, images(5, size=side), "maps0")
+    high = top.shape[2]
+    assert high == side // 2
+    ends = (slice(0, -(-high // 2)), slice(high // 2, high))
+    parts = [top[:, :, down, across].mean(axis=(2, 3)) for down in ends for across in ends]
+    wanted = np.stack(parts, axis=2).reshape(5, -1)
+    rows = outputs_of(read_together(maps, quarters=[0]), images(5, size=side), READING)
+    channels = top.shape[1]
+    assert rows.shape == (5, 6 * channels)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(rows[:, 2 * channels :], wanted, rtol=1e-4, atol=1e-5)
+    without = outputs_of(read_together(maps), images(5, size=side), READING)
+    np.testing.assert_array_equal(rows[:, : 2 * channels], without)
 
 
 def test_depths_begin_at_the_deepest_and_stay_in_range() -> None:

@@ -38,7 +38,7 @@ EPOCH: dict[str, Any] = {
     "validation_accuracy": (*NUMBER, type(None)),
     "validation_metric": (*NUMBER, type(None)),
 }
-STRATEGIES = ("frozen", "random", "scratch", "partial", "full", "shrunk", "ensemble")
+STRATEGIES = ("frozen", "depths", "random", "scratch", "partial", "full", "shrunk", "ensemble")
 METRICS = ("macro_f1", "accuracy", "log_loss", "balanced_accuracy")
 
 

@@ -105,8 +105,15 @@ def test_who_cannot_be_a_member_is_told() -> None:
 def test_members_see_the_same_pixels() -> None:
     first, second, third = several(3)
     alone = replace(first, recipe=replace(first.recipe, geometry=Preprocess(64)))
-    assert ensembles._of_one_geometry([alone, second, third]) == [second, third]
-    assert ensembles._of_one_geometry([alone, second]) == []
+    assert ensembles._by_geometry([alone, second, third]) == [[second, third]]
+    assert ensembles._by_geometry([alone, second]) == []
+
+
+def test_groups_of_several_framings_stay_apart_the_best_first() -> None:
+    ranked = several(7)
+    large = [replace(one, recipe=replace(one.recipe, geometry=Preprocess(64))) for one in ranked[1:3]]
+    groups = ensembles._by_geometry([ranked[0], *large, *ranked[3:]])
+    assert groups == [[ranked[0], *ranked[3:]], large]
 
 
 def test_it_is_chosen_where_it_is_clearly_better() -> None:

@@ -48,7 +48,15 @@ from graft.studies.shrinking.networks import (
 from graft.studies.shrinking.rung import TOLERANCE, shrink_rung
 from graft.studies.shrinking.students import student_geometry, taught_by
 from graft.studies.shrinking.told import smallest_of, within_tolerance
-from graft.studies.shrinking.variants import Variant, calibrated, teacher_of, variant_of
+from graft.studies.shrinking.variants import (
+    Variant,
+    calibrated,
+    fitted_head,
+    float_rows,
+    read_by,
+    teacher_of,
+    variant_of,
+)
 
 SMALL_BUNDLE = "model-small.graft"
 BUDGET_SECONDS = 600.0
@@ -67,7 +75,11 @@ def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Gener
     variant = variant_of(trial)
     network = yield from _network_of_all(frame, base, variant, trials)
     every = np.arange(len(frame.dataset))
-    graph, head, _, features = calibrated(frame, network, variant, frame.rows, every)
+    if variant.calibrated or variant.student:
+        graph, head, _, features = calibrated(frame, network, variant, frame.rows, every)
+    else:
+        graph, features = read_by(network.model, variant), float_rows(frame, base, network.model, variant)
+        head = fitted_head(frame, features, frame.rows)
 
     def own_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
         return head.probabilities(outputs_of(graph, images, READING))

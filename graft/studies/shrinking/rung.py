@@ -6,7 +6,8 @@ and latency. The steps, in the order in which a small budget pays them:
 
 1. lower taps: measured by the probe already;
 2. a smaller input for the best network, frozen at all its taps;
-3. networks cut at any waist and read at several depths at once (`graft.deploy.reading`);
+3. networks cut at any waist and read at several depths at once (`graft.deploy.reading`; those that are not cut are no
+   smaller: `graft.studies.depths`);
 4. the most promising of all these in 8 bits (`graft.deploy.quantise`);
 5. those of them that hold, or nearly, with 4-bit weights (`graft.deploy.codebook`);
 6. the best of what was fine-tuned, and the small CNN from scratch, in 8 bits;
@@ -50,7 +51,15 @@ from graft.studies.shrinking.students import (
     view_count,
 )
 from graft.studies.shrinking.told import full_size, score_of, signed, told_of
-from graft.studies.shrinking.variants import Variant, measuring, shrunk_recipe, variant_of
+from graft.studies.shrinking.variants import (
+    MOST_DEPTHS,
+    Variant,
+    depths_to_try,
+    kind_of,
+    measuring,
+    shrunk_recipe,
+    variant_of,
+)
 from graft.studies.symmetry import ask_the_best
 
 TOLERANCE = 0.01
@@ -58,8 +67,6 @@ TELLING = 1.0  # seconds to hold the steps against their gates
 SHARE = 0.1  # of the budget
 SCREENING = 0.5  # of that at most for what is not yet in 8 bits
 SMALLER_INPUTS = (160, 128, 96)
-MOST_DEPTHS = 5
-DEPTH_STEP = 0.75  # each next waist has at most this share of the weights of the one before
 THIN_SHARES = (0.65, 0.45)
 TRAINED = (*TUNED, "scratch")
 SMALL_CNN, SMALL_CNN_GMACS = "small_cnn", 0.035
@@ -208,8 +215,7 @@ def _smaller_inputs(frame: Frame, done: Progress, best: Trial, purse: Purse) -> 
             5.0 + len(frame.dataset) * gmacs * SECONDS_PER_GMAC / 4 + best.taps * frame.folds.count * HEAD / 4
         )
         known = any(trial.recipe.geometry == geometry and _same_network(trial, best) for trial in done.trials)
-        paid = _journalled(frame, f"{entry.name}/", f"@{size}px") or purse.pays(cost)
-        if known or not paid:
+        if known or not (_journalled(frame, f"{entry.name}/", f"@{size}px") or purse.pays(cost)):
             continue
         yield Event("progress", f"{entry.name} at {size} px", remaining_seconds=frame.remaining_seconds())
         yield from prepare(frame, [geometry])
@@ -241,9 +247,14 @@ def _several_depths(frame: Frame, done: Progress, purse: Purse) -> Working:
             known = deepest.get(key)
             if known is None or trial.tap_index > known.tap_index:
                 deepest[key] = trial
-    heads = MOST_DEPTHS * frame.folds.count * HEAD * (len(frame.rows) / 1_000) ** 2
+    heads = 2 * MOST_DEPTHS * frame.folds.count * HEAD * (len(frame.rows) / 1_000) ** 2
     for trial in sorted(deepest.values(), key=lambda t: (t.model_bytes or 0, t.recipe.name)):
-        read = any(_same_network(other, trial) and _float(other) for other in done.trials)
+        read = any(
+            _float(other)
+            and other.recipe.strategy == "shrunk"
+            and other.about["shrunk"]["base"] == trial.recipe.name
+            for other in done.trials
+        )
         read = read or _journalled(frame, f"{trial.recipe.name}+depths:")
         cost = OPENING + len(frame.dataset) * _gmacs(frame, trial) * SECONDS_PER_GMAC + heads
         if not read and not purse.pays(cost):
@@ -251,20 +262,14 @@ def _several_depths(frame: Frame, done: Progress, purse: Purse) -> Working:
         text = f"{trial.recipe.name}: looking for depths to read"
         yield Event("progress", text, remaining_seconds=frame.remaining_seconds())
         try:
-            numbers = _depths_to_try([waist.weights for waist in waists(prepared_trunk(frame, trial))])
+            found = waists(prepared_trunk(frame, trial))
         except BundleError:
             continue
-        for number in numbers:
-            yield from _measured(frame, done, trial, Variant(deepest=number), purse)
-
-
-def _depths_to_try(weights: Sequence[int]) -> list[int]:
-    """Which waists to cut at, the last one first, each next one with clearly fewer weights."""
-    chosen: list[int] = []
-    for number in range(len(weights) - 1, -1, -1):
-        if not chosen or weights[number] <= DEPTH_STEP * weights[chosen[-1]]:
-            chosen.append(number)
-    return chosen[:MOST_DEPTHS]
+        full = kind_of(trial) is None
+        for number in depths_to_try([waist.weights for waist in found]):
+            variant = Variant(deepest=number, whole=full and number == len(found) - 1)
+            for quarters in (False, True):
+                yield from _measured(frame, done, trial, replace(variant, quarters=quarters), purse)
 
 
 def _measured(frame: Frame, done: Progress, base: Trial, variant: Variant, purse: Purse) -> Working:
@@ -310,14 +315,18 @@ def _journalled(frame: Frame, begin: str, end: str = "") -> bool:
 def _worth_quantising(
     frame: Frame, trials: Sequence[Trial], tolerance: float
 ) -> tuple[list[Trial], list[Trial]]:
-    """What is likely to be the smallest within the tolerance, and the best; and, for later, those on the curve below."""
+    """What is likely to be the smallest within the tolerance, and the best; and, for later, those on the curve below.
+
+    8 bits cost something, too: first comes the smallest that has half of the tolerance left.
+    """
     usable = [t for t in trials if _frozen(t) or _float(t)]
     front = _front(usable, lambda trial: signed(frame, trial))
     reference = max(signed(frame, t) for t in trials if full_size(t))
     within = [t for t in front if signed(frame, t) >= reference - tolerance]
     below = sorted((t for t in front if t not in within), key=lambda t: -signed(frame, t))
     best = max(usable, key=lambda t: signed(frame, t))
-    first = {trial.recipe.key: trial for trial in [*within[:2], *below[:1], best]}
+    safe = [t for t in within if signed(frame, t) >= reference - tolerance / 2]
+    first = {trial.recipe.key: trial for trial in [*safe[:1], *within[:2], *below[:1], best]}
     return list(first.values()), [trial for trial in below if trial.recipe.key not in first]
 
 
@@ -380,8 +389,9 @@ def _trained(trial: Trial) -> bool:
 
 
 def _float(trial: Trial) -> bool:
+    """Whether it is a frozen network read at several depths."""
     return (
-        trial.recipe.strategy == "shrunk"
+        trial.recipe.strategy in ("depths", "shrunk")
         and trial.complete
         and variant_of(trial).deepest is not None
         and not variant_of(trial).student

@@ -1,7 +1,7 @@
 """One way to make a network smaller, and what it is worth on the folds.
 
-In: a trial and a `Variant` of it: read at several depths up to some waist, inner channels taken out, 8 bits, 4-bit
-weights, or a student of it. Out: a trial like any other, every (recipe, fold) in the journal. What is calibrated on images
+In: a trial and a `Variant` of it: read at several depths up to some waist (where that is the last one, nothing is made
+smaller: `graft.studies.depths`), inner channels taken out, 8 bits, 4-bit weights, or a student of it. Out: a trial like any other, every (recipe, fold) in the journal. What is calibrated on images
 (thinning, 8 bits, 4-bit weights) is made for every fold anew from images that the fold learns from, and the held-out images are answered by it.
 The head of a frozen network is fitted on what the smaller one puts out; a trained network keeps its own.
 
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -21,7 +22,9 @@ import numpy as np
 import onnx
 from jaxtyping import Float32, Int64
 from onnx import ModelProto
+from threadpoolctl import threadpool_limits
 
+from graft.backbones.activations import compact, openvino_rows
 from graft.backbones.trunks import TrunkFile
 from graft.compute import cpu_name
 from graft.deploy.quantise import outputs_of, quantised, spread
@@ -30,7 +33,9 @@ from graft.deploy.thinning import thinned
 from graft.errors import BundleError
 from graft.images.pixels import open_pixels, pixels_key
 from graft.judging.cost import latency_ms
-from graft.learning.heads import Head, answering_head
+from graft.learning import frozen_head
+from graft.learning.heads import Head
+from graft.store import Entry as Stored
 from graft.store import content_key
 from graft.studies.beside import trunk_of_trial
 from graft.studies.frame import Event, Frame, Trial, criterion
@@ -54,13 +59,16 @@ Kind = Literal[
 SMALLER = re.compile(r"@\d+px$")  # how the names of trials with smaller inputs end
 CALIBRATED_ON = 64
 THINNED_ON = 32
-VERSION = 2
+MOST_DEPTHS = 5
+DEPTH_STEP = 0.75  # each next waist has at most this share of the weights of the one before
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """`deepest`: the number of the last waist that is read, together with some below (by a student: by its teacher); None:
-    the tap, as it was.
+    the tap, as it was. `whole`: that waist is the last one, and the input as large as it was. `quarters`: the deepest maps
+    are read by quarters of the picture, too.
 
     `share`: of the weights that stay; `precision` of what lies before the head, where int4 holds the largest weights in 4
     bits and computes in 8. `student`: the width of a small CNN that
@@ -71,6 +79,8 @@ class Variant:
     share: float = 1.0
     precision: Precision = "float32"
     student: int = 0
+    whole: bool = False
+    quarters: bool = False
 
     @property
     def calibrated(self) -> bool:
@@ -81,7 +91,8 @@ class Variant:
     def suffix(self) -> str:
         """What its name says of it."""
         parts = [
-            "" if self.deepest is None else f"+depths:{self.deepest}",
+            "" if self.deepest is None else "+depths" if self.whole else f"+depths:{self.deepest}",
+            "+quarters" if self.quarters else "",
             f"+student:{self.student}" if self.student else "",
             "" if self.share == 1 else f"+thin:{round(100 * self.share)}",
             "" if self.precision == "float32" else f"+{self.precision}",
@@ -94,7 +105,7 @@ def shrunk_recipe(base: Trial, variant: Variant) -> Recipe:
     made = replace(
         base.recipe,
         name=base.recipe.name + variant.suffix,
-        strategy="shrunk",
+        strategy="depths" if variant.whole and not variant.calibrated and not variant.student else "shrunk",
         settings=content_key("shrunk", VERSION, base.recipe.strategy, base.recipe.settings, asdict(variant)),
     )
     if not variant.student:
@@ -122,7 +133,8 @@ def kind_of(trial: Trial) -> Kind | None:
         if variant.share < 1:
             return "fewer channels, 8 bits"
         return "8 bits" if variant.precision == "int8" else "several depths"
-    return "smaller input" if SMALLER.search(trial.recipe.name) else None
+    smaller = SMALLER.search(trial.recipe.name) is not None and "enlarged" not in trial.about
+    return "smaller input" if smaller else None
 
 
 def small_graph(
@@ -146,7 +158,15 @@ def small_graph(
             reduce_range=reduce_range,
             weight_bits=4 if variant.precision == "int4" else 8,
         )
-    return (model if variant.deepest is None else read_together(model)), weights
+    if variant.deepest is not None:
+        model = read_together(model, quarters=[0] if variant.quarters else [])
+    return model, weights
+
+
+def read_by(model: ModelProto, variant: Variant) -> ModelProto:
+    """A prepared trunk read at the depths of a variant and otherwise as it is."""
+    reading = Variant(deepest=variant.deepest, quarters=variant.quarters)
+    return small_graph(model, reading, np.zeros((0, 1, 1, 1), np.uint8))[0]
 
 
 def measuring(
@@ -162,6 +182,11 @@ def measuring(
         and variant.deepest >= len(waists(prepared_trunk(frame, base)))
     ):
         return None
+    if missing and not variant.calibrated and not variant.student:
+        yield Event("progress", recipe.name, remaining_seconds=frame.remaining_seconds())
+        for fold, rows, facts in _float_folds(frame, base, variant, missing):
+            known[fold] = frame.journal.add_fold(recipe.key, fold, rows, {"name": recipe.name, **facts}), rows
+        missing = []
     for number, fold in enumerate(missing):
         yield Event(
             "progress", recipe.name, number, len(missing), remaining_seconds=frame.remaining_seconds()
@@ -169,11 +194,9 @@ def measuring(
         begun = time.monotonic()
         if variant.calibrated:
             rows, facts = _calibrated_fold(frame, base, variant, fold)
-        elif variant.student:
+        else:
             teacher = teacher_of(network_of(frame, base, fold), variant)
             rows, facts = yield from student_fold(frame, base, teacher, variant.student, recipe, fold)
-        else:
-            rows, facts = _float_fold(frame, base, variant, fold)
         facts |= {"name": recipe.name, "seconds": round(time.monotonic() - begun, 3)}
         known[fold] = frame.journal.add_fold(recipe.key, fold, rows, facts), rows
     return _trial(frame, base, variant, recipe, known, from_name)
@@ -191,7 +214,7 @@ def _trial(
     about = {
         **base.about,
         **taken,
-        "runner": "onnxruntime",
+        "runner": base.about["runner"] if recipe.strategy == "depths" else "onnxruntime",
         "shrunk": {"variant": asdict(variant), "from": from_name, "base": base.recipe.name},
     }
     return replace(
@@ -223,9 +246,7 @@ def teacher_of(network: Network, variant: Variant) -> Network:
     """What a student learns from: the network as it is, or read at several depths."""
     if variant.deepest is None:
         return network
-    together, _ = small_graph(
-        network.model, Variant(deepest=variant.deepest), np.zeros((0, 1, 1, 1), np.uint8)
-    )
+    together = read_by(network.model, variant)
     return replace(network, model=together)
 
 
@@ -268,26 +289,35 @@ def _read(
     return outputs_of(graph, np.array(pixels[rows]), READING, threads=frame.compute.threads)
 
 
-def _float_fold(
-    frame: Frame, base: Trial, variant: Variant, fold: int
-) -> tuple[Float32[np.ndarray, "f k"], dict[str, Any]]:
-    model = prepared_trunk(frame, base)
-    features = _pooled(frame, base, model, variant)
-    learned, asked = frame.learned_from(fold), frame.held_out(fold)
-    head = fitted_head(frame, features, learned)
+def _float_folds(
+    frame: Frame, base: Trial, variant: Variant, missing: Sequence[int]
+) -> Iterator[tuple[int, Float32[np.ndarray, "f k"], dict[str, Any]]]:
+    """The folds of a float variant, several at a time, as the probe does it."""
+    begun, model = time.monotonic(), prepared_trunk(frame, base)
+    features = float_rows(frame, base, model, variant)
     facts = float_costs(frame, base, variant, model, features.shape[1])
-    return head.probabilities(features[asked]), dict(facts)
+    reading = (time.monotonic() - begun) / len(missing)
+
+    def answered(fold: int) -> tuple[Float32[np.ndarray, "f k"], float]:
+        begun = time.monotonic()
+        head = fitted_head(frame, features, frame.learned_from(fold))
+        return head.probabilities(features[frame.held_out(fold)]), reading + time.monotonic() - begun
+
+    with threadpool_limits(1), ThreadPoolExecutor(frame.compute.threads) as pool:
+        for fold, (rows, seconds) in zip(missing, pool.map(answered, missing), strict=True):
+            yield fold, rows, {**facts, "seconds": round(seconds, 3)}
 
 
 def fitted_head(frame: Frame, features: Float32[np.ndarray, "n d"], rows: Int64[np.ndarray, " m"]) -> Head:
-    """The head of frozen features of these rows."""
-    return answering_head(
-        features[rows],
-        frame.dataset.targets[rows],
-        classes=frame.classes,
-        balance="root",
-        criterion=criterion(frame.settings.metric),
-    )
+    """The head of frozen features of these rows, as the probe fits it."""
+    with threadpool_limits(1):
+        found = frozen_head.fit(
+            features[rows],
+            frame.dataset.targets[rows],
+            classes=frame.classes,
+            criterion=criterion(frame.settings.metric),
+        )
+    return Head(found.weight, found.bias)
 
 
 def some_images(pixels: np.ndarray, rows: Int64[np.ndarray, " m"]) -> np.ndarray:
@@ -296,30 +326,72 @@ def some_images(pixels: np.ndarray, rows: Int64[np.ndarray, " m"]) -> np.ndarray
     return np.array(pixels[chosen])
 
 
+def float_rows(frame: Frame, base: Trial, model: ModelProto, variant: Variant) -> Float32[np.ndarray, "n d"]:
+    """What a float variant of a frozen network, whose prepared trunk is `model`, reads of every image."""
+    return _whole(frame, base, model, variant) if variant.whole else _pooled(frame, base, model, variant)
+
+
+def _whole(frame: Frame, base: Trial, model: ModelProto, variant: Variant) -> Float32[np.ndarray, "n d"]:
+    """One pass, which reads the quarters, too; they come last."""
+    trunk = trunk_of_trial(frame, base)
+    stored = _kept(
+        frame, trunk, ["whole", variant.deepest], lambda: read_by(model, replace(variant, quarters=True))
+    )
+    widths = stored.array("widths") if variant.quarters else stored.array("widths")[:-1]
+    return stored.array("rows")[:, : int(widths.sum())].astype(np.float32)
+
+
 def _pooled(frame: Frame, base: Trial, model: ModelProto, variant: Variant) -> Float32[np.ndarray, "n d"]:
-    """What a float variant reads of every image: one pass gives the pooled maps of all waists, kept in the cache."""
+    """One pass gives the pooled maps of all waists, and the quarters of those that are tried."""
     assert variant.deepest is not None
     found = waists(model)
     trunk = trunk_of_trial(frame, base)
-    key = content_key("waists.v1", trunk.key, base.tap_index, pixels_key(frame.dataset, trunk.geometry))
-    stored = frame.store.get(key)
-    if stored is None:
-        pixels = open_pixels(frame.dataset, trunk.geometry, store=frame.store)
-        together = read_together(maps_of(model, [waist.tensor for waist in found]))
-        rows = outputs_of(together, pixels, READING, threads=frame.compute.threads)
-        widths = np.array(widths_of(together, samples_of(frame, trunk.geometry)), np.int64)
-        stored = frame.store.put(key, rows=rows, widths=widths)
+    tried = depths_to_try([waist.weights for waist in found])
+    every = [waist.tensor for waist in found]
+    stored = _kept(
+        frame,
+        trunk,
+        ["waists", base.tap_index, tried],
+        lambda: read_together(maps_of(model, every), quarters=tried),
+    )
     rows, ends = stored.array("rows"), np.cumsum(stored.array("widths"))
     begins = np.concatenate([[0], ends[:-1]])
-    chosen = depths(len(found), variant.deepest)
-    return np.concatenate(
-        [
-            rows[:, begins[2 * number + part] : ends[2 * number + part]]
-            for number in chosen
-            for part in (0, 1)
-        ],
-        axis=1,
-    )
+    parts = [2 * number + part for number in depths(len(found), variant.deepest) for part in (0, 1)]
+    parts += [2 * len(found) + tried.index(variant.deepest)] if variant.quarters else []
+    return np.concatenate([rows[:, begins[part] : ends[part]] for part in parts], axis=1).astype(np.float32)
+
+
+def depths_to_try(weights: Sequence[int]) -> list[int]:
+    """Which waists to cut at, the last one first, each next one with clearly fewer weights."""
+    chosen: list[int] = []
+    for number in range(len(weights) - 1, -1, -1):
+        if not chosen or weights[number] <= DEPTH_STEP * weights[chosen[-1]]:
+            chosen.append(number)
+    return chosen[:MOST_DEPTHS]
+
+
+def _kept(frame: Frame, trunk: TrunkFile, what: list[Any], make: Callable[[], ModelProto]) -> Stored:
+    """What the graph that `make` gives reads of every image, `rows`, and how many columns each part has, `widths`; by the
+    runner of the frozen network, and kept in the cache."""
+    key = content_key("read.v1", trunk.key, trunk.runner, what, pixels_key(frame.dataset, trunk.geometry))
+    stored = frame.store.get(key)
+    if stored is None:
+        graph, pixels = make(), open_pixels(frame.dataset, trunk.geometry, store=frame.store)
+        with frame.store.writing(key) as place:
+            if trunk.runner == "torch":
+                rows = outputs_of(graph, pixels, READING, threads=frame.compute.threads)
+            else:
+                file = place / "reading.onnx"
+                file.write_bytes(graph.SerializeToString())
+                (rows,) = openvino_rows(file, pixels, runner=trunk.runner, threads=frame.compute.threads)
+                file.unlink()  # the weights are in the trunk's own entry
+            np.save(place / "rows.npy", compact(rows))
+            np.save(
+                place / "widths.npy", np.array(widths_of(graph, samples_of(frame, trunk.geometry)), np.int64)
+            )
+        stored = frame.store.get(key)
+        assert stored is not None
+    return stored
 
 
 def widths_of(together: ModelProto, images: np.ndarray) -> list[int]:

@@ -23,6 +23,7 @@ from graft.compute import Compute
 from graft.judging.uncertainty import draw_weights, paired
 from graft.learning.inner import MOST_MEASURED
 from graft.store import content_key
+from graft.studies.beside import of_the_better_framing, reads_as_usual
 from graft.studies.choice import Limits
 from graft.studies.frame import Frame, Trial, criterion
 from graft.studies.recipe import Recipe
@@ -182,24 +183,21 @@ def finalists(
 def _worth_tuning(
     frame: Frame, trials: Sequence[Trial], value: dict[int, float], draws: np.ndarray
 ) -> list[Trial]:
-    """The frozen trials that see the images as they are, and those of other inputs that are clearly better.
+    """The frozen trials that see the images as they are, and those of other inputs that are clearly better; none on
+    larger pictures, on which an epoch takes twice as long.
 
     Where some are within the limits, only those: what is tuned is as large and as slow as it was.
     """
     frozen = [t for t in trials if t.recipe.strategy == "frozen" and t.complete and t.model_bytes is not None]
+    frozen = of_the_better_framing(frame.targets, [t for t in frozen if "enlarged" not in t.about])
     limits = Limits(frame.settings.max_bytes, frame.settings.max_latency_ms)
     frozen = [t for t in frozen if limits.excess(t) <= 1] or frozen
-    usual = [t for t in frozen if _reads_as_usual(frame, t)]
+    usual = [t for t in frozen if reads_as_usual(frame, t)]
     if not usual:
         return frozen
     top = max(usual, key=lambda t: value[id(t)])
     better = [t for t in frozen if value[id(t)] > value[id(top)] and not _ties(frame, t, top, draws)]
     return [t for t in frozen if any(t is one for one in (*usual, *better))]
-
-
-def _reads_as_usual(frame: Frame, one: Trial) -> bool:
-    channels = 1 if frame.dataset.mostly_grey else 3
-    return one.recipe.look == "plain" and one.recipe.geometry.channels == channels
 
 
 def _same_network(trials: Sequence[Trial], one: Trial) -> list[Trial]:

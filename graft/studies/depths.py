@@ -1,0 +1,175 @@
+"""A rung of the study: the best frozen networks read at several depths at once, and by quarters of the picture.
+
+In: the frozen trials. Out: up to two trials more for each of at most `MOST` networks (`strategy` "depths"): average and
+maximum of the maps at up to four depths, and the same with the averages of the four quarters of the deepest maps
+(`graft.deploy.reading`). They cost the network's own forward pass and a longer head. A head sees at once what one tap
+after the other showed the probe: the fine texture of the lower stages and the things of the upper ones (Head2Toe, Evci
+et al. 2022, arXiv 2201.03529), and where in the picture they are (spatial pyramids, Lazebnik et al. 2006).
+
+Macro-F1 out of fold, the best tap of the best network against both readings of it (a score of the best of eight
+networks in brackets): magnetic_tile 0.930, 0.947, 0.945 (0.950); drawings of 51 classes 0.618, 0.629, 0.655 (0.663);
+caltech101 0.887, 0.903, 0.920; dogs_vs_cats 0.983, 0.986, 0.985; hymenoptera 0.975, 0.957, 0.960 (0.972).
+
+Cost: opening the graph, one pass, and two heads per fold, which grow with the square of the number of images. The best
+networks are read first, as many as are predicted to take at most `SHARE` of the budget together; the prediction is
+made of counts, not of a clock, so that two studies decide alike, and is journalled.
+
+Not covered: networks whose maps are no `[n, c, y, x]` (transformers), those with most weights behind the last maps (VGG,
+AlexNet; `graft.studies.shrinking` reads them, cut there), and other inputs than the best one's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float32
+
+from graft.backbones.catalogue import find
+from graft.backbones.weights import shelf
+from graft.deploy.reading import waists, weights_of
+from graft.errors import BundleError
+from graft.judging.metrics import METRICS
+from graft.judging.uncertainty import draw_weights, paired
+from graft.studies.beside import activations_of, of_the_better_framing
+from graft.studies.board import board
+from graft.studies.frame import Event, Frame, Trial, budget_of, criterion
+from graft.studies.inputs import UNKNOWN_GMACS, forward_speed
+from graft.studies.recipe import Strategy
+from graft.studies.rungs import Progress, Working, tell
+from graft.studies.shrinking.networks import prepared_trunk
+from graft.studies.shrinking.variants import Variant, float_rows, measuring, variant_of
+
+MOST = 4  # networks
+SHARE = 0.12  # of the budget, for all of them together
+KEPT = 0.6  # of the budget is left to what follows
+MOST_WEIGHTS = 0.5  # of a network lie below its last maps, or it is not read whole
+OPENING = 2.0  # seconds to fold and compile a graph
+FEATURES = 8_000  # of a reading, about
+HEAD_SPEED = 25e9  # operations a second and thread for a head
+DECISION = "depths_plan"
+READ: tuple[Strategy, ...] = ("frozen", "depths")  # whose network learns nothing
+DRAWS = 1_000
+
+
+def depths_rung(frame: Frame, done: Progress) -> Working:
+    """Measure both readings of the best networks, as many as are cheap."""
+    networks = _networks(frame, done.trials)
+    wanted = _decided(frame, networks)
+    if not wanted:
+        return
+    yield Event("stage", f"Reading {len(wanted)} networks at several depths at once")
+    for trial in (trial for trial in networks if trial.recipe.name in wanted):
+        yield from read_together(frame, done, trial)
+    yield Event("board", "several depths read", board=board(frame, done.trials))
+    single, several = best_read(frame, done.trials, ("frozen",)), best_read(frame, done.trials, ("depths",))
+    if single is not None and several is not None:
+        yield from tell(done, f"Read at several depths at once, {against(frame, several, single)}")
+
+
+def read_together(frame: Frame, done: Progress, trial: Trial) -> Working:
+    """Both readings of a network; `trial` is its last tap."""
+    yield Event("progress", f"{trial.recipe.name}: opening", remaining_seconds=frame.remaining_seconds())
+    try:
+        model = prepared_trunk(frame, trial)
+    except BundleError as error:
+        yield from tell(done, f"{trial.recipe.backbone} cannot be read at several depths: {error}")
+        return
+    found = waists(model)
+    whole = bool(found) and found[-1].weights >= MOST_WEIGHTS * weights_of(model)
+    for quarters in (False, True) if whole else ():
+        variant = Variant(deepest=len(found) - 1, whole=True, quarters=quarters)
+        read = yield from measuring(frame, trial, variant, from_name=trial.recipe.name)
+        if read is not None:
+            done.trials.append(read)
+            score = criterion(frame.settings.metric)(read.probabilities, frame.targets)
+            metric = METRICS[frame.settings.metric]
+            yield Event("result", f"{read.recipe.name}: {metric.label} {metric.text(metric.sign * score)}")
+
+
+def against(frame: Frame, one: Trial, other: Trial) -> str:
+    """What a candidate scores, and how much better that is than another; the end of a sentence."""
+    metric = METRICS[frame.settings.metric]
+    groups = frame.dataset.groups[frame.rows]
+    draws = draw_weights(frame.targets, groups, draws=DRAWS, seed=frame.settings.seed)
+    ahead = paired(metric.name, one.probabilities, other.probabilities, frame.targets, draws)
+    score = metric.sign * criterion(metric.name)(one.probabilities, frame.targets)
+    by, low, high = (metric.difference_text(value) for value in (ahead.estimate, ahead.low, ahead.high))
+    return (
+        f"{one.recipe.name} scores {metric.text(score)} {metric.label}: {by} against {other.recipe.name} (95 % interval "
+        f"{low} to {high})."
+    )
+
+
+def best_read(frame: Frame, trials: Sequence[Trial], strategies: Sequence[Strategy] = READ) -> Trial | None:
+    """The best candidate whose network learns nothing, whether it is read at one depth or at several."""
+    score = criterion(frame.settings.metric)
+    read = [trial for trial in trials if trial.recipe.strategy in strategies and trial.complete]
+    return max(read, key=lambda trial: score(trial.probabilities, frame.targets), default=None)
+
+
+def features_of(frame: Frame, trial: Trial) -> Float32[np.ndarray, "n d"]:
+    """What the head of such a candidate sees of every image; the cache has it."""
+    if trial.recipe.strategy == "frozen":
+        return activations_of(frame, trial)[1].tap(trial.tap_index).astype(np.float32)
+    return float_rows(frame, trial, prepared_trunk(frame, trial), variant_of(trial))
+
+
+def _networks(frame: Frame, trials: Sequence[Trial]) -> list[Trial]:
+    """The last tap of every frozen network on its better framing, the best network (by its best tap) first."""
+    score = criterion(frame.settings.metric)
+    frozen = [t for t in trials if t.recipe.strategy == "frozen" and t.complete and t.model_bytes is not None]
+    frozen = of_the_better_framing(frame.targets, frozen)
+    networks: dict[str, Trial] = {}
+    for trial in sorted(frozen, key=lambda t: score(t.probabilities, frame.targets), reverse=True):
+        networks.setdefault(trial.recipe.backbone, trial)
+    return [
+        max(
+            (t for t in frozen if (t.recipe.backbone, t.recipe.geometry, t.recipe.look) == _seen(best)),
+            key=lambda t: t.tap_index,
+        )
+        for best in list(networks.values())[:MOST]
+    ]
+
+
+def _seen(trial: Trial) -> tuple[object, ...]:
+    return trial.recipe.backbone, trial.recipe.geometry, trial.recipe.look
+
+
+def _decided(frame: Frame, networks: Sequence[Trial]) -> list[str]:
+    """The names of those that the share of the budget pays, in order; journalled, so that it is decided once."""
+    if not networks or frame.halt.is_set():
+        return []
+    asked = {"recipes": [trial.recipe.key for trial in networks], "budget": budget_of(frame)}
+    known = frame.journal.find(DECISION, asked)
+    if known is None:
+        room = room_for(frame, SHARE)
+        spent, names = 0.0, list[str]()
+        for trial in networks:
+            seconds = reading_seconds(frame, trial)
+            if spent + seconds <= room:
+                spent += seconds
+                names.append(trial.recipe.name)
+        known = frame.journal.append(DECISION, {**asked, "read": names, "seconds": round(spent, 1)})
+    return list(known["read"])
+
+
+def room_for(frame: Frame, share: float) -> float:
+    """Seconds of a share of the budget, as far as `KEPT` of it is left behind them."""
+    budget = frame.settings.budget_seconds
+    return budget if math.isinf(budget) else min(share * budget, frame.remaining_seconds() - KEPT * budget)
+
+
+def reading_seconds(frame: Frame, trial: Trial, *, times: float = 1.0) -> float:
+    """Seconds predicted for both readings of a network, whose pass takes so many `times` what it takes at its own size."""
+    gmacs = times * (find(trial.recipe.backbone, shelf(frame.folder)).gmacs or UNKNOWN_GMACS)
+    images = len(frame.learned_from(0))
+    rank = min(images, FEATURES)
+    operations = 2.0 * images * FEATURES * rank + 10.0 * rank**3
+    heads = 2 * frame.folds.count * operations / HEAD_SPEED / frame.compute.threads
+    speed = forward_speed(
+        replace(frame.compute, device="cpu")
+    )  # where torch runs networks, ONNX Runtime reads them
+    return OPENING + len(frame.dataset) * gmacs * 1e9 / speed + heads
