@@ -16,25 +16,38 @@ from made_sets import stripes, weights_folder
 from graft.cli import main
 
 
-def graft(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def graft(
+    *arguments: str | Path, timeout: float = 300, cache: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "graft.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout,
+        env=None if cache is None else {**os.environ, "GRAFT_CACHE": str(cache)},
     )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study made by the command itself."""
+    """A finished study made by the command itself, with its cache beside it."""
     place = tmp_path_factory.mktemp("cli")
     photos = stripes(place / "photos", each=12)
     (photos / "left" / "broken.jpg").write_bytes(b"no image")
     weights = weights_folder(place / "weights")
-    done = graft(
-        "study", photos, "--out", place / "run", "--weights", weights, "--only", "frozen", "--folds", "3"
-    )
+    given = [
+        "study",
+        photos,
+        "--out",
+        place / "run",
+        "--weights",
+        weights,
+        "--only",
+        "frozen",
+        "--folds",
+        "3",
+    ]
+    done = graft(*given, cache=place / "cache")
     assert done.returncode == 0, done.stderr
     assert "the first answer" in done.stdout and "Choice:" in done.stdout
     assert f"report: {place / 'run' / 'report.html'}" in done.stdout
@@ -78,7 +91,10 @@ def test_a_frozen_study_of_known_features_does_without_torch(run: Path, tmp_path
     given = ["study", run.parent / "photos", "--out", tmp_path / "again", "--weights", run.parent / "weights"]
     typed = [str(word) for word in [*given, "--only", "frozen", "--folds", "3"]]
     code = f"import sys; from graft.cli import main; print(main({typed}), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "GRAFT_CACHE": str(run.parent / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.stdout.splitlines()[-1] == "0 False", done.stderr
 
 

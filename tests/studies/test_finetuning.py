@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Generator
 from dataclasses import replace
@@ -71,13 +70,10 @@ def study(
     tmp_path_factory: pytest.TempPathFactory, photos: Path, weights: Path
 ) -> tuple[list[Event], graft.StudyResult]:
     place = tmp_path_factory.mktemp("tuned_run")
-    os.environ["GRAFT_CACHE"] = str(place / "cache")
-    before = finalists.LEVELS
-    finalists.LEVELS = SHORT
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRAFT_CACHE", str(place / "cache"))
+        patch.setattr(finalists, "LEVELS", SHORT)
         return finish(work(photos, weights, place / "run"))
-    finally:
-        finalists.LEVELS = before
 
 
 def scores(result: graft.StudyResult) -> dict[str, Any]:

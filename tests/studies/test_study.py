@@ -19,10 +19,12 @@ from made_sets import NASTY_CLASSES, stripes, weights_folder
 
 import graft
 from graft.backbones import weights as embedding
+from graft.backbones.hub import probe
 from graft.errors import DatasetError, RunError
 from graft.images.folds import split
 from graft.images.scan import scan
 from graft.store import Store
+from graft.studies import search
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +37,9 @@ def frozen(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> tuple[Pat
     """One frozen study of 48 images, shared by the tests that only look at it."""
     place = tmp_path_factory.mktemp("frozen")
     photos = stripes(place / "photos")
-    os.environ["GRAFT_CACHE"] = str(place / "cache")
-    return photos, graft.study(photos, out=place / "run", weights=weights, only="frozen", folds=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRAFT_CACHE", str(place / "cache"))
+        return photos, graft.study(photos, out=place / "run", weights=weights, only="frozen", folds=4)
 
 
 def facts_without_times(facts: dict[str, Any]) -> dict[str, Any]:
@@ -249,6 +252,7 @@ def test_nothing_to_transfer_from_is_said_and_the_study_goes_on(
     for name in ("HF_HOME", "TORCH_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(search, "reach_hub", probe)  # whose first answer would stay for the tests that follow
     photos = stripes(tmp_path / "photos", each=20, grey=True)
     facts = graft.study(photos, out=tmp_path / "run", folds=2, budget="60s").facts
     assert facts["dataset"]["grey"]
