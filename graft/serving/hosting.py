@@ -64,8 +64,11 @@ class Hosted:
             abreast=abreast,
         )
         meters.watch_queue(name, self.queue)
-        for size in (limits.batch, 1):
-            self._run(np.zeros((size, *self.pixel_shape), np.uint8))
+        # Side by side, as under load: what the largest batches need of memory is there from the beginning.
+        largest = np.zeros((limits.batch, *self.pixel_shape), np.uint8)
+        for _ in runner.map(self._run, [largest] * abreast):
+            pass
+        self._run(largest[:1])
         self.explains = not bundle.no_activation
 
     async def predict(self, uploads: Sequence[Upload]) -> list[Prediction]:

@@ -39,8 +39,10 @@ from graft.studies.frame import Event, Frame, Trial, budget_of, criterion
 from graft.studies.inputs import UNKNOWN_GMACS, forward_speed
 from graft.studies.recipe import Strategy
 from graft.studies.rungs import Progress, Working, tell
+from graft.studies.shrinking.measuring import measuring
 from graft.studies.shrinking.networks import prepared_trunk
-from graft.studies.shrinking.variants import Variant, float_rows, measuring, variant_of
+from graft.studies.shrinking.pooled import float_rows
+from graft.studies.shrinking.variants import Variant, variant_of
 
 MOST = 4  # networks
 SHARE = 0.12  # of the budget, for all of them together

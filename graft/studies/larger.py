@@ -7,8 +7,10 @@ on random crops has seen things larger than a test shows them; on a larger pictu
 0.931 to 0.941, dogs_vs_cats 0.954 to 0.970, drawings 0.527 to 0.537; magnetic_tile 0.844 to 0.829, caltech101 0.802
 to 0.794.
 
-Cost: decoding, opening the network, one pass, and the heads; only where that is predicted to take at most `SHARE` of the
-budget, and where half of the images are as large. The prediction is made of counts, not of a clock, and journalled.
+Cost: decoding, opening the network, two passes, and the heads; only where that is predicted to take at most `SHARE` of the
+budget, and where half of the images are as large. The prediction is made of counts, not of a clock, and journalled; it
+is an upper bound (8.0 s where 2.9 s were measured, 14.2 s for 9.3 s, 15.3 s for 4.6 s, on two cores), so that in truth a
+tenth of the budget is spent.
 
 Not covered: fine-tuning on larger pictures (`graft train --size`), and networks that cannot read another size.
 """
@@ -33,7 +35,7 @@ from graft.studies.rungs import Progress, Working, prepare, tell
 
 LARGER = 1.4
 STEP = 32  # what networks divide a side by
-SHARE = 0.15  # of the budget
+SHARE = 0.2  # of the budget
 CHANGED = 2.0  # seconds to open the network at another size
 DECISION = "larger_plan"
 

@@ -133,7 +133,7 @@ def _intended(frame: Frame, planned: Plan, done: Progress) -> Working:
         shares = {
             "reading several depths": 0.12,
             "measuring other inputs": 0.1,
-            "showing larger pictures": 0.15,
+            "showing larger pictures": 0.2,
             "fine-tuning": TUNING_SHARE,
             "shrinking": 0.1,
         }

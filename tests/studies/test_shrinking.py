@@ -20,10 +20,11 @@ from graft import cli
 from graft.deploy.conversion import is_int8
 from graft.errors import RunError, SettingsError
 from graft.studies.choice import Limits
-from graft.studies.shrinking import finish, rung, students, variants
+from graft.studies.shrinking import finish, pooled, rung, students
 from graft.studies.shrinking.finish import pick, settings_of
+from graft.studies.shrinking.pooled import depths_to_try
 from graft.studies.shrinking.rung import Purse
-from graft.studies.shrinking.variants import Variant, depths_to_try, kind_of, shrunk_recipe, variant_of
+from graft.studies.shrinking.variants import Variant, kind_of, shrunk_recipe, variant_of
 
 
 def made(name: str, size: int, **variant: Any) -> Any:
@@ -143,7 +144,7 @@ def test_no_study_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_a_finished_study_gets_a_small_bundle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(variants, "MOST_DEPTHS", 2)
+    monkeypatch.setattr(pooled, "MOST_DEPTHS", 2)
     monkeypatch.setattr(rung, "THIN_SHARES", (0.6,))
     monkeypatch.setattr(rung, "SMALLER_INPUTS", (96,))
     monkeypatch.setattr(rung, "WIDTHS", (8,))
@@ -183,7 +184,7 @@ def test_a_finished_study_gets_a_small_bundle(
 def test_what_was_tuned_gets_8_bits_and_students(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(variants, "MOST_DEPTHS", 0)
+    monkeypatch.setattr(pooled, "MOST_DEPTHS", 0)
     monkeypatch.setattr(rung, "THIN_SHARES", ())
     monkeypatch.setattr(rung, "SMALLER_INPUTS", ())
     monkeypatch.setattr(rung, "WIDTHS", (8,))
@@ -222,7 +223,7 @@ def test_what_was_tuned_gets_8_bits_and_students(
 
 @pytest.mark.slow
 def test_what_holds_in_8_bits_gets_4_bit_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "MOST_DEPTHS", 0)
+    monkeypatch.setattr(pooled, "MOST_DEPTHS", 0)
     monkeypatch.setattr(rung, "THIN_SHARES", ())
     monkeypatch.setattr(rung, "SMALLER_INPUTS", ())
     monkeypatch.setattr(rung, "WIDTHS", ())

@@ -37,6 +37,7 @@ from graft.studies.frame import Event, Frame, Trial
 from graft.studies.place import AnotherStudy
 from graft.studies.rungs import Progress
 from graft.studies.settings import Settings
+from graft.studies.shrinking.measuring import calibrated, fitted_head, teacher_of
 from graft.studies.shrinking.networks import (
     TUNED,
     Network,
@@ -45,18 +46,11 @@ from graft.studies.shrinking.networks import (
     network_tuned,
     with_head,
 )
+from graft.studies.shrinking.pooled import float_rows
 from graft.studies.shrinking.rung import TOLERANCE, shrink_rung
 from graft.studies.shrinking.students import student_geometry, taught_by
 from graft.studies.shrinking.told import smallest_of, within_tolerance
-from graft.studies.shrinking.variants import (
-    Variant,
-    calibrated,
-    fitted_head,
-    float_rows,
-    read_by,
-    teacher_of,
-    variant_of,
-)
+from graft.studies.shrinking.variants import Variant, read_by, variant_of
 
 SMALL_BUNDLE = "model-small.graft"
 BUDGET_SECONDS = 600.0

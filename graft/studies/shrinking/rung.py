@@ -42,7 +42,9 @@ from graft.studies.choice import megabytes
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.probe import heads_on_taps, priced, samples_of
 from graft.studies.rungs import Progress, Working, kept_for_the_end, prepare, tell
+from graft.studies.shrinking.measuring import measuring
 from graft.studies.shrinking.networks import TUNED, prepared_trunk
+from graft.studies.shrinking.pooled import MOST_DEPTHS, depths_to_try
 from graft.studies.shrinking.students import (
     STUDENT_VIEWS,
     WIDTHS,
@@ -51,15 +53,7 @@ from graft.studies.shrinking.students import (
     view_count,
 )
 from graft.studies.shrinking.told import full_size, score_of, signed, told_of
-from graft.studies.shrinking.variants import (
-    MOST_DEPTHS,
-    Variant,
-    depths_to_try,
-    kind_of,
-    measuring,
-    shrunk_recipe,
-    variant_of,
-)
+from graft.studies.shrinking.variants import Variant, kind_of, shrunk_recipe, variant_of
 from graft.studies.symmetry import ask_the_best
 
 TOLERANCE = 0.01
