@@ -41,11 +41,20 @@ DECISION = "larger_plan"
 
 
 def larger_rung(frame: Frame, done: Progress, ahead: Ahead) -> Working:
-    """Measure the best network on larger pictures, if that is cheap."""
-    usual = [trial for trial in done.trials if reads_as_usual(frame, trial)]
-    best = best_read(frame, of_the_better_framing(frame.targets, usual))
-    if best is None or frame.halt.is_set() or not _worth_trying(frame, best):
+    """Measure the best network on larger pictures, if that is cheap; and what was the best one in a shorter budget."""
+    usual = of_the_better_framing(frame.targets, [t for t in done.trials if reads_as_usual(frame, t)])
+    best = best_read(frame, usual)
+    if best is None or frame.halt.is_set():
         return
+    _decide(frame, best)
+    worth = {r["recipe"] for r in frame.journal.records if r["kind"] == DECISION and r["worth"]}
+    chosen = {(t.recipe.backbone, t.recipe.geometry): t for t in [*usual, best] if t.recipe.key in worth}
+    for trial in chosen.values():
+        yield from _shown_larger(frame, done, ahead, trial)
+
+
+def _shown_larger(frame: Frame, done: Progress, ahead: Ahead, best: Trial) -> Working:
+    """All taps of the network of a trial, and its readings, on larger pictures."""
     geometry = replace(best.recipe.geometry, size=larger_size(best.recipe.geometry.size))
     yield Event("stage", f"Showing {best.recipe.backbone} pictures of {geometry.size} px")
     entry = find(best.recipe.backbone, shelf(frame.folder))
@@ -62,7 +71,8 @@ def larger_rung(frame: Frame, done: Progress, ahead: Ahead) -> Working:
     if made[-1].model_bytes is not None:
         yield from read_together(frame, done, made[-1])
     yield Event("board", "larger pictures shown", board=board(frame, done.trials))
-    found = best_read(frame, [trial for trial in done.trials if trial.recipe.geometry == geometry])
+    shown = [t for t in done.trials if (t.recipe.backbone, t.recipe.geometry) == (entry.name, geometry)]
+    found = best_read(frame, shown)
     if found is not None:
         yield from tell(done, f"Shown pictures of {geometry.size} px, {against(frame, found, best)}")
 
@@ -72,17 +82,16 @@ def larger_size(size: int) -> int:
     return STEP * round(LARGER * size / STEP)
 
 
-def _worth_trying(frame: Frame, best: Trial) -> bool:
+def _decide(frame: Frame, best: Trial) -> None:
     """Whether there is more to see, and the share of the budget pays it; journalled, so that it is decided once."""
     asked = {"recipe": best.recipe.key, "budget": budget_of(frame)}
-    known = frame.journal.find(DECISION, asked)
-    if known is None:
-        before, size = best.recipe.geometry.size, larger_size(best.recipe.geometry.size)
-        there = np.median(np.minimum(frame.dataset.widths, frame.dataset.heights)) >= size
-        images = len(frame.dataset)
-        seconds = CHANGED + images * (1 / (DECODED * frame.compute.threads) + HEADS)
-        # The probe makes one pass, the reading at several depths another.
-        seconds += reading_seconds(frame, best, times=2 * (size / before) ** 2)
-        worth = bool(size > before and there and seconds <= room_for(frame, SHARE))
-        known = frame.journal.append(DECISION, {**asked, "worth": worth, "seconds": round(seconds, 1)})
-    return bool(known["worth"])
+    if frame.journal.find(DECISION, asked) is not None:
+        return
+    before, size = best.recipe.geometry.size, larger_size(best.recipe.geometry.size)
+    there = np.median(np.minimum(frame.dataset.widths, frame.dataset.heights)) >= size
+    images = len(frame.dataset)
+    seconds = CHANGED + images * (1 / (DECODED * frame.compute.threads) + HEADS)
+    # The probe makes one pass, the reading at several depths another.
+    seconds += reading_seconds(frame, best, times=2 * (size / before) ** 2)
+    worth = bool(size > before and there and seconds <= room_for(frame, SHARE))
+    frame.journal.append(DECISION, {**asked, "worth": worth, "seconds": round(seconds, 1)})

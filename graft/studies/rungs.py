@@ -131,7 +131,7 @@ def _intended(frame: Frame, planned: Plan, done: Progress) -> Working:
         from graft.learning.scratch_settings import planned_multiply_adds
 
         shares = {
-            "reading several depths": 0.12,
+            "reading several depths": 0.3,
             "measuring other inputs": 0.1,
             "showing larger pictures": 0.2,
             "fine-tuning": TUNING_SHARE,

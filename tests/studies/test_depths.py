@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -18,8 +19,9 @@ import graft
 from graft.images.dataset import Preprocess
 from graft.report import page
 from graft.studies.beside import of_the_better_framing
-from graft.studies.frame import criterion
+from graft.studies.frame import Trial, criterion
 from graft.studies.larger import larger_size
+from graft.studies.shrinking import pooled, rung
 from graft.studies.shrinking.told import full_size
 from graft.studies.shrinking.variants import Variant, kind_of, shrunk_recipe, variant_of
 from graft.studies.tuning import finalists
@@ -41,7 +43,7 @@ def places(folder: Path, *, side: int = 64) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return weights_folder(tmp_path_factory.mktemp("weights"), ("test_resnet",))
+    return weights_folder(tmp_path_factory.mktemp("weights"), ("test_resnet", "test_efficientnet"))
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,14 @@ def nothing_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finalists, "LEVELS", ())
 
 
-def measured(photos: Path, out: Path, weights: Path, *, budget: str = "10m") -> graft.StudyResult:
+def measured(
+    photos: Path,
+    out: Path,
+    weights: Path,
+    *,
+    budget: str = "10m",
+    backbones: tuple[str, ...] = ("test_resnet.made",),
+) -> graft.StudyResult:
     return graft.study(
         photos,
         out=out,
@@ -58,7 +67,7 @@ def measured(photos: Path, out: Path, weights: Path, *, budget: str = "10m") -> 
         only="finetuned",
         folds=3,
         fit="squash",
-        backbones=["test_resnet.made"],
+        backbones=backbones,
         budget=budget,
     )
 
@@ -103,7 +112,7 @@ def test_quarters_tell_places_apart_are_packed_and_go_on_after_a_kill(tmp_path: 
 
 @pytest.mark.slow
 def test_what_a_budget_does_not_pay_is_not_read(tmp_path: Path, weights: Path) -> None:
-    result = measured(places(tmp_path / "photos"), tmp_path / "run", weights, budget="15s")
+    result = measured(places(tmp_path / "photos"), tmp_path / "run", weights, budget="6s")
     assert not {"depths", "shrunk"} & {row["strategy"] for row in result.facts["candidates"]}
 
 
@@ -122,6 +131,52 @@ def test_larger_pictures_are_shown_where_there_is_more_to_see(tmp_path: Path, we
     assert all(row["complete"] and row["cost"]["latency_ms"] > 0 for row in large)
     small = measured(places(tmp_path / "little", side=64), tmp_path / "other", weights)
     assert {row["input"]["size"] for row in small.facts["candidates"]} == {64}
+
+
+@pytest.mark.slow
+def test_a_larger_network_is_no_smaller_one_for_shrink(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was shown larger pictures is brought again from the journal, and is what smaller ones may be made from."""
+    result = measured(places(tmp_path / "photos", side=96), tmp_path / "run", weights)
+    before = {row["id"]: row for row in result.facts["candidates"]}
+    monkeypatch.setattr(pooled, "MOST_DEPTHS", 1)
+    for name in ("THIN_SHARES", "SMALLER_INPUTS", "WIDTHS"):
+        monkeypatch.setattr(rung, name, ())
+    monkeypatch.setattr(rung, "_worth_quantising", lambda frame, trials, *_: (best_readings(trials), []))
+    smaller = graft.shrink(tmp_path / "run", tolerance=0.3)
+    after = {row["id"]: row for row in smaller.facts["candidates"]}
+    assert {name: row["metrics"] for name, row in after.items() if name in before} == {
+        name: row["metrics"] for name, row in before.items()
+    }
+    steps = {step["id"]: step for step in smaller.facts["shrink"]["steps"]}
+    eight = "test_resnet.made/layer4@96px+depths+quarters+int8"
+    assert eight in steps and {step["kind"] for step in steps.values()} <= {"8 bits", "4-bit weights"}
+    assert steps[eight]["bytes_share"] < 0.7
+    assert abs(steps[eight]["score"] - before[eight.removesuffix("+int8")]["metrics"]["macro_f1"]) < 0.15
+
+
+def best_readings(trials: Sequence[Trial]) -> list[Trial]:
+    return [trial for trial in trials if trial.recipe.name.endswith("@96px+depths+quarters")]
+
+
+@pytest.mark.slow
+def test_what_a_shorter_budget_had_shown_larger_stays(tmp_path: Path, weights: Path) -> None:
+    photos, run = places(tmp_path / "photos", side=96), tmp_path / "run"
+    both = ("test_resnet.made", "test_efficientnet.made")
+    first = measured(photos, run, weights, backbones=both)
+    lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    read = next(line for line in lines if line["kind"] == "depths_plan")["recipes"]
+    shown = next(line for line in lines if line["kind"] == "larger_plan")
+    large = {row["backbone"] for row in first.facts["candidates"] if row["input"]["size"] == 96}
+    assert len(large) == 1 and len(read) == 2
+    for other in read:  # as if each had once been the best
+        with (run / "journal.jsonl").open("a") as journal:
+            journal.write(json.dumps({**shown, "recipe": other, "budget": 1.0}) + "\n")
+    again = measured(photos, run, weights, backbones=both, budget="20m")
+    rows = [row["id"] for row in again.facts["candidates"]]
+    assert {row["backbone"] for row in again.facts["candidates"] if row["input"]["size"] == 96} == set(both)
+    assert len(rows) == len(set(rows)) and {row["id"] for row in first.facts["candidates"]} <= set(rows)
 
 
 def test_of_two_framings_the_one_of_the_lower_log_loss_stays() -> None:
