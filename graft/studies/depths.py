@@ -49,7 +49,8 @@ from graft.studies.shrinking.variants import Variant, variant_of
 MOST = 4  # networks
 FIRST = 0.3  # of the budget, for the best one: nothing else gains as much in its time
 SHARE = 0.12  # for all of them together, beyond the best one
-KEPT = 0.6  # of the budget is left to what follows
+KEPT = 0.45  # of the budget is left to what follows
+BEHIND = 0.1  # in accuracy, and a network is not read: no more than 0.07 were ever gained by it
 MOST_WEIGHTS = 0.5  # of a network lie below its last maps, or it is not read whole
 OPENING = 2.0  # seconds to fold and compile a graph
 FEATURES = 8_000  # of a reading, about
@@ -62,13 +63,14 @@ DRAWS = 1_000
 def depths_rung(frame: Frame, done: Progress) -> Working:
     """Measure both readings of the best networks, as many as are cheap."""
     networks = _networks(frame, done.trials)
-    _decide(frame, networks[:MOST])
+    least = max((accuracy for accuracy, _ in networks.values()), default=0.0) - BEHIND
+    _decide(frame, [last for accuracy, last in networks.values() if accuracy >= least][:MOST])
     wanted = {name for record in _decisions(frame) for name in record["read"]}  # by shorter budgets, too
     if not wanted:
         return
     yield Event("stage", f"Reading {len(wanted)} networks at several depths at once")
-    for trial in (trial for trial in networks if trial.recipe.name in wanted):
-        yield from read_together(frame, done, trial)
+    for _, last in (found for name, found in networks.items() if name in wanted):
+        yield from read_together(frame, done, last)
     yield Event("board", "several depths read", board=board(frame, done.trials))
     single, several = best_read(frame, done.trials, ("frozen",)), best_read(frame, done.trials, ("depths",))
     if single is not None and several is not None:
@@ -123,21 +125,20 @@ def features_of(frame: Frame, trial: Trial) -> Float32[np.ndarray, "n d"]:
     return float_rows(frame, trial, prepared_trunk(frame, trial), variant_of(trial))
 
 
-def _networks(frame: Frame, trials: Sequence[Trial]) -> list[Trial]:
-    """The last tap of every frozen network on its better framing, the best network (by its best tap) first."""
-    score = criterion(frame.settings.metric)
+def _networks(frame: Frame, trials: Sequence[Trial]) -> dict[str, tuple[float, Trial]]:
+    """By the name of its last tap: the accuracy of every frozen network at its best tap, and that last tap, on its better
+    framing; the best network first."""
+    score, accuracy = criterion(frame.settings.metric), criterion("accuracy")
     frozen = [t for t in trials if t.recipe.strategy == "frozen" and t.complete and t.model_bytes is not None]
     frozen = of_the_better_framing(frame.targets, frozen)
-    networks: dict[str, Trial] = {}
+    best: dict[str, Trial] = {}
     for trial in sorted(frozen, key=lambda t: score(t.probabilities, frame.targets), reverse=True):
-        networks.setdefault(trial.recipe.backbone, trial)
-    return [
-        max(
-            (t for t in frozen if (t.recipe.backbone, t.recipe.geometry, t.recipe.look) == _seen(best)),
-            key=lambda t: t.tap_index,
-        )
-        for best in networks.values()
-    ]
+        best.setdefault(trial.recipe.backbone, trial)
+    networks = {}
+    for one in best.values():
+        last = max((t for t in frozen if _seen(t) == _seen(one)), key=lambda t: t.tap_index)
+        networks[last.recipe.name] = accuracy(one.probabilities, frame.targets), last
+    return networks
 
 
 def _seen(trial: Trial) -> tuple[object, ...]:
