@@ -21,18 +21,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from threadpoolctl import threadpool_limits
 
 from graft.judging.uncertainty import draw_weights, estimate
-from graft.learning import frozen_head
 from graft.learning.inner import Balance
 from graft.store import content_key
 from graft.studies.amount_words import Point, amounts_sentence
 from graft.studies.balancing import UNASKED
 from graft.studies.depths import best_read, features_of
-from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.frame import Event, Frame, Trial
 from graft.studies.rungs import Progress, Working, amount_folds, kept_for_the_end, training_settings
 from graft.studies.scratching import measured_fold
+from graft.studies.shrinking.measuring import fitted_head
 
 if TYPE_CHECKING:
     from graft.backbones.scratch import ScratchDesign
@@ -148,14 +147,7 @@ def _head(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """One head on the share of a fold's rows, in the journal."""
     begun, rows = time.monotonic(), _rows(frame, share, fold)
-    with threadpool_limits(1):
-        head = frozen_head.fit(
-            features[rows],
-            frame.dataset.targets[rows],
-            classes=frame.classes,
-            criterion=criterion(frame.settings.metric),
-        )
-        found = head.probabilities(features[frame.held_out(fold)])
+    found = fitted_head(frame, features, rows).probabilities(features[frame.held_out(fold)])
     facts = {
         "name": f"{trial.recipe.name} from {share:.0%}",
         "seconds": round(time.monotonic() - begun, 4),

@@ -13,6 +13,7 @@ import pytest
 from made_sets import weights_folder
 from PIL import Image
 from studies.made_trials import probabilities, targets, trial
+from test_inputs_rung import measured
 from test_study import facts_without_times
 
 import graft
@@ -50,26 +51,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def nothing_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """The readings alone."""
     monkeypatch.setattr(finalists, "LEVELS", ())
-
-
-def measured(
-    photos: Path,
-    out: Path,
-    weights: Path,
-    *,
-    budget: str = "10m",
-    backbones: tuple[str, ...] = ("test_resnet.made",),
-) -> graft.StudyResult:
-    return graft.study(
-        photos,
-        out=out,
-        weights=weights,
-        only="finetuned",
-        folds=3,
-        fit="squash",
-        backbones=backbones,
-        budget=budget,
-    )
 
 
 def killed(run: Path, place: Path, *, after: str) -> Path:
@@ -168,6 +149,8 @@ def test_what_a_shorter_budget_had_shown_larger_stays(tmp_path: Path, weights: P
     lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     shown = next(line for line in lines if line["kind"] == "larger_plan")
     frozen = [row for row in first.facts["candidates"] if row["strategy"] == "frozen"]
+    several = {row["backbone"] for row in first.facts["candidates"] if row["strategy"] == "depths"}
+    assert len(several) == 1  # the other network is far behind
     assert len({row["backbone"] for row in frozen if row["input"]["size"] == 96}) == 1
     for row in (row for row in frozen if row["input"]["size"] == 64):  # as if each had once been the best
         with (run / "journal.jsonl").open("a") as journal:

@@ -44,7 +44,15 @@ def nothing_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finalists, "LEVELS", ())
 
 
-def measured(photos: Path, out: Path, weights: Path, *, budget: str = "10m") -> graft.StudyResult:
+def measured(
+    photos: Path,
+    out: Path,
+    weights: Path,
+    *,
+    budget: str = "10m",
+    backbones: tuple[str, ...] = ("test_resnet.made",),
+) -> graft.StudyResult:
+    """A study without training from scratch, with squashed pictures."""
     return graft.study(
         photos,
         out=out,
@@ -52,7 +60,7 @@ def measured(photos: Path, out: Path, weights: Path, *, budget: str = "10m") -> 
         only="finetuned",
         folds=3,
         fit="squash",
-        backbones=["test_resnet.made"],
+        backbones=backbones,
         budget=budget,
     )
 
