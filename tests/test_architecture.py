@@ -36,6 +36,7 @@ ORDER = (
     ("following",),
     ("commands",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {chapter: rank for rank, chapters in enumerate(ORDER) for chapter in chapters}
 

@@ -147,7 +147,7 @@ def test_models_and_doctor(run: Path) -> None:
 )
 def test_what_is_wrong_is_said_in_a_sentence(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "graft.cli", *arguments],
+        [sys.executable, "-m", "graft", *arguments],
         capture_output=True,
         text=True,
         cwd=tmp_path,

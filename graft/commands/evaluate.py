@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         raise SettingsError(
             f"--csv {options.csv} is a folder; name a file, such as {Path(options.csv) / 'answers.csv'}."
         )
-    elsewhere = image_files([_there(Path(name)) for name in options.elsewhere])
+    elsewhere = image_files(list(map(_there, options.elsewhere)))
     bundle = load(options.bundle, threads=1, runtime=options.runtime, abreast=cpu_threads())
     if elsewhere and bundle.decision.limit is None:
         raise SettingsError(
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _there(path: Path) -> Path:
-    if not path.exists():
-        raise SettingsError(f"--elsewhere {path} does not exist; name a file or a folder with pictures.")
-    return path
+def _there(name: str) -> str:
+    if not Path(name).exists():
+        raise SettingsError(f"--elsewhere {name} does not exist; name a file or a folder with pictures.")
+    return name

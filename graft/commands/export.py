@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
     if options.calibrate and options.to == "web":
         raise SettingsError("--calibrate belongs to --to onnx, onnx-int8 and openvino, not to --to web.")
     folder = Path(options.bundle)
-    out = Path(options.out) if options.out else folder.with_name(f"{folder.stem}-{options.to}")
+    named = folder if folder.name not in ("", "..") else folder.resolve()  # `.`, say
+    out = Path(options.out) if options.out else named.with_name(f"{named.stem or 'model'}-{options.to}")
     return FORMS[options.to](options, out)
 
 
@@ -70,7 +71,7 @@ def _converted(options: argparse.Namespace, out: Path) -> int:
     from graft.commands.files import image_files
     from graft.deploy.conversion import to_int8, to_onnx, to_openvino
 
-    photos: Sequence[Path | bytes] = image_files([Path(options.calibrate)]) if options.calibrate else []
+    photos: Sequence[Path | bytes] = image_files([options.calibrate]) if options.calibrate else []
     beside = None if options.calibrate else _of_study(options)
     if beside is not None:
         photos = beside.photos

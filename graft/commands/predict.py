@@ -51,22 +51,35 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     bundle = load(options.bundle, runtime=options.runtime)
     _check_bundle(bundle, options)
-    files = image_files([Path(name) for name in options.images])
+    files = image_files(options.images)
+    if options.explain:  # what an earlier call has drawn into one of the folders is no image to classify
+        from graft.deploy.explain import drawn_here
+
+        files = [file for file in files if str(file) in options.images or not drawn_here(file)]
+
     tell = _csv(bundle, options) if options.csv else _json(options) if options.json else _plain(options)
     drawn: set[Path] = set()
-    failed = 0
+    unread = undrawn = 0
     for file in files:
         try:
             answer = bundle.predict(file)
-            place = _explained(bundle, file, answer, options, drawn) if options.explain else None
         except GraftError as error:
             print(one_line(f"graft: {error}"), file=sys.stderr)
-            failed += 1
+            unread += 1
             continue
+        place = None
+        if options.explain:
+            try:
+                place = _explained(bundle, file, answer, options, drawn)
+            except GraftError as error:
+                print(one_line(f"graft: {error}"), file=sys.stderr)
+                undrawn += 1
         tell(file, answer, place)
-    if failed:
-        print(f"graft: {failed} of {len(files)} files could not be read and have no answer.", file=sys.stderr)
-    return 2 if failed else 0
+    if unread:
+        print(f"graft: {unread} of {len(files)} files could not be read and have no answer.", file=sys.stderr)
+    if undrawn:
+        print(f"graft: {undrawn} of {len(files)} answers could not be drawn.", file=sys.stderr)
+    return 2 if unread or undrawn else 0
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -161,7 +174,7 @@ def _csv(bundle: Bundle, options: argparse.Namespace) -> Any:
         if options.sets:
             told.append(as_json(list(answer.labels_90 or ())))
         if options.explain:
-            told.append(path_cell(str(place)))
+            told.append("" if place is None else path_cell(str(place)))
         shares = (f"{answer.probabilities[label]:.6f}" for label in bundle.labels)
         table.writerow([path_cell(str(file)), answer.label, f"{answer.probability:.6f}", *told, *shares])
 

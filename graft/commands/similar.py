@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from graft.commands.files import image_files
@@ -34,6 +33,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.duplicates == bool(options.images):
         raise GraftError("graft similar wants either images to search for, or --duplicates.")
+    if options.threshold is not None and not options.duplicates:
+        raise GraftError("--threshold belongs to --duplicates; for the most similar images, give --topk.")
     index = open_index(options.index)
     if options.duplicates:
         return _duplicates(options, index)
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     from graft.similar.search import matching_bundle
 
     bundle = matching_bundle(index, load(options.model) if options.model else None)
-    files = image_files([Path(name) for name in options.images])
+    files = image_files(options.images)
     failed = 0
     for file in files:
         try:

@@ -107,7 +107,12 @@ def _seen(wide: int, high: int, preprocess: Preprocess) -> tuple[int, int, int, 
 
 def _ours(path: Path, source: Path) -> bool:
     """Whether this module wrote the file, and it is not what is to be explained now."""
-    if path.resolve() == source.resolve():
+    return path.resolve() != source.resolve() and drawn_here(path)
+
+
+def drawn_here(path: Path) -> bool:
+    """Whether the file is an earlier output of this module."""
+    if not path.name.endswith(SUFFIX):
         return False
     try:
         with PngImagePlugin.PngImageFile(path) as image:

@@ -4,9 +4,10 @@ In: a float32 graph in which constants are folded, and a few real images. Out: t
 an integer grid, and biases that make up for what is left. Layer after layer, on what the layers before it, rounded
 already, put out: columns of the weights are rounded one after the other, and the error of each is made up for by those
 that are not rounded yet, by least squares (GPTQ: Frantar et al. 2023, arXiv 2210.17323); then the mean of every channel
-is brought back to that of the float network (bias correction: Nagel et al. 2019, arXiv 1906.04721). The largest weight
-of every output channel keeps its place at the end of the grid, so that whoever quantises the graph afterwards finds the
-same scales and the same integers.
+is brought back to that of the float network (bias correction: Nagel et al. 2019, arXiv 1906.04721). Each output channel
+ends where its outputs change least (of the largest weight's tenths, by the error of the nearest levels): with sixteen
+levels, a few weights beyond the end cost less than wide steps for all the others. What lies beyond keeps its place at the
+end of the grid, so that whoever quantises the graph afterwards finds the same scales and the same integers.
 
 Cost: two passes over the images and, for d inputs of a layer, d^3 operations: about 3 s for a MobileNetV2. Needs no
 torch. Not covered: layers whose weights are computed in the graph; they stay as they are.
@@ -28,6 +29,7 @@ from graft.backbones.graph import INPUT
 POSITIONS = 64  # of a feature map are looked at, in every image
 DAMPING = 0.01  # of the mean diagonal, so that inputs that never vary do not matter
 LEAST_ROWS = 16
+ENDS = np.linspace(1.0, 0.5, 11)  # of a channel's largest weight: where its grid may end
 
 
 def even(levels: int) -> Int[np.ndarray, " l"]:
@@ -103,21 +105,39 @@ def on_grid(
 ) -> Float[np.ndarray, "g o d"]:
     """Weights on their channels' grids such that `inputs @ weights.T` changes least: column by column (GPTQ)."""
     left = weights.astype(np.float64)
-    largest = np.abs(left).max(axis=2, keepdims=True)
-    step = np.where(largest > 0, largest / grid[-1], 1.0)
-    pinned = np.abs(left) >= largest * (1 - 1e-6)
-    kept = left.copy()
-    halfway = (grid[1:] + grid[:-1]) / 2
+    step = _steps(left, (inputs.astype(np.float64) ** 2).mean(axis=1), grid)
+    beyond = np.abs(left) >= step * grid[-1] * (1 - 1e-6)
+    ends = np.sign(left) * step * grid[-1]
     result = np.zeros_like(left)
     factors = np.stack([_factor(one) for one in inputs])
     for column in range(left.shape[2]):
         now = left[:, :, column]
-        near = grid[np.searchsorted(halfway, now / step[:, :, 0])] * step[:, :, 0]
-        near = np.where(pinned[:, :, column], kept[:, :, column], near)
+        near = nearest(now / step[:, :, 0], grid) * step[:, :, 0]
+        near = np.where(beyond[:, :, column], ends[:, :, column], near)
         result[:, :, column] = near
         error = (now - near) / factors[:, column, column][:, None]
         left[:, :, column + 1 :] -= error[:, :, None] * factors[:, None, column, column + 1 :]
     return result
+
+
+def nearest(values: Float[np.ndarray, ...], grid: Int[np.ndarray, " l"]) -> Int[np.ndarray, ...]:
+    """The level next to each value; its end for what lies beyond."""
+    return grid[np.searchsorted((grid[1:] + grid[:-1]) / 2, values)]
+
+
+def _steps(
+    weights: Float[np.ndarray, "g o d"], energy: Float[np.ndarray, "g d"], grid: Int[np.ndarray, " l"]
+) -> Float[np.ndarray, "g o 1"]:
+    """The weight that one step of each channel's grid stands for; `energy`: the mean square of every input."""
+    largest = np.abs(weights).max(axis=2, keepdims=True)
+    largest[largest == 0] = grid[-1]
+    best, least = largest, np.full_like(largest, np.inf)
+    for end in ENDS:
+        step = end * largest / grid[-1]
+        error = weights - nearest(weights / step, grid) * step
+        lost = np.einsum("god,gd->go", error**2, energy)[:, :, None]
+        best, least = np.where(lost < least, step, best), np.minimum(lost, least)
+    return best
 
 
 def _factor(inputs: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:

@@ -18,6 +18,7 @@ is decoded.
 
 from __future__ import annotations
 
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Sequence
@@ -161,11 +162,13 @@ def _bytes(source: bytes | Path) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
-        size = source.stat().st_size
-        if size > MAX_BYTES:
+        status = source.stat()
+        if status.st_size > MAX_BYTES:
             raise UnreadableImage(
-                "too_large", f"The file has {size:,} bytes; at most {MAX_BYTES:,} are read."
+                "too_large", f"The file has {status.st_size:,} bytes; at most {MAX_BYTES:,} are read."
             )
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise UnreadableImage("not_an_image", "This is a pipe or a device, not a file.")
         return source.read_bytes()
     except IsADirectoryError as error:
         raise UnreadableImage("unreadable", "It is a folder, and holds no image files.") from error

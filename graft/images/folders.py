@@ -18,6 +18,25 @@ from graft.images.headers import UnreadableImage, sniff
 from graft.images.rows import Listing, Row, class_name, name_below, split_of
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+"""How the names of images that are read end."""
+UNREAD_SUFFIXES = frozenset(
+    {
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".jp2",
+        ".ico",
+        ".psd",
+        ".svg",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+        ".dcm",
+    }
+)
+"""How the names of images that are not read end."""
 _SYSTEM_FILES = frozenset({".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".directory", "icon\r"})
 _SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", ".appledouble", "$recycle.bin", "system volume information"}
@@ -101,8 +120,15 @@ def _holds_classes(folder: Tree) -> bool:
     return below > sum(map(_is_image, folder.files))
 
 
+def looks_like_image(path: Path) -> bool:
+    """Whether a file is an image by its name, be it of a kind that is read or not, or by its first bytes."""
+    return path.suffix.lower() in IMAGE_SUFFIXES | UNREAD_SUFFIXES or _is_image(path)
+
+
 def _is_image(path: Path) -> bool:
     try:
+        if not path.is_file():  # a link to a pipe, which would keep whoever opens it waiting
+            return False
         with path.open("rb") as file:
             sniff(file.read(256))
     except (OSError, UnreadableImage):
@@ -120,7 +146,7 @@ def _walk(root: Path, path: Path, above: frozenset[tuple[int, int]]) -> Tree:
         place, name = path / entry.name, name_below(root, path / entry.name)
         if entry.name.startswith("._") or entry.name.lower() in _SYSTEM_FILES | _SYSTEM_FOLDERS:
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             if entry.name.startswith("."):
                 issues.append(Issue(name, "hidden", "The hidden folder was not looked into.", False))
             elif not _is_above(place, here):
@@ -131,11 +157,18 @@ def _walk(root: Path, path: Path, above: frozenset[tuple[int, int]]) -> Tree:
                     issues.append(Issue(name, "unreadable", reason, True))
         elif entry.name.startswith("."):
             issues.append(Issue(name, "hidden", "The name starts with a dot.", _is_image(place)))
-        elif entry.is_file() or entry.is_symlink():
+        elif entry.is_symlink() or entry.is_file():
             files.append(place)
         else:
             issues.append(Issue(name, "not_an_image", "This is a pipe or a device, not a file.", True))
     return Tree(path, tuple(files), tuple(folders), tuple(issues))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say: whoever reads it as a file says so
+        return False
 
 
 def _is_above(path: Path, above: frozenset[tuple[int, int]]) -> bool:

@@ -154,6 +154,17 @@ def exif_orientation(exif: bytes) -> int:
         return UPRIGHT
 
 
+def tiff_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the first picture of a TIFF. Raises struct.error or IndexError where it does not tell."""
+    sides = {}
+    for entry in _tiff_entries(data):
+        if entry.tag in (256, 257) and entry.count == 1:
+            sides[entry.tag] = (_tiff_integers(data, entry) or (0,))[0]
+    if len(sides) < 2:
+        raise IndexError
+    return sides[256], sides[257]
+
+
 def _refusal(data: bytes) -> UnreadableImage:
     for offset, magic, name in _UNREAD_IMAGES:
         if data.startswith(magic, offset):

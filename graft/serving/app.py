@@ -22,17 +22,19 @@ from jaxtyping import Float32
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from graft.deploy.bundle import Prediction
 from graft.errors import GraftError
+from graft.images.headers import UnreadableImage
 from graft.serving import protocol, refusals
-from graft.serving.hosting import Hosted, Models, Upload
+from graft.serving.decoding import Upload
+from graft.serving.hosting import Hosted, Models
 from graft.serving.intake import Door
 from graft.serving.meters import Meters
-from graft.serving.refusals import Refusal
+from graft.serving.refusals import Json, Refusal
 from graft.serving.settings import Settings
 from graft.serving.similar import MOST, Neighbours
 from graft.serving.uploads import json_of, uploads_of
@@ -113,15 +115,15 @@ class _Routes:
 
     async def openapi(self, _: Request) -> Response:
         """The interface, described for programs."""
-        return JSONResponse(self._openapi)
+        return Json(self._openapi)
 
     async def alive(self, _: Request) -> Response:
         """The process answers."""
-        return JSONResponse({"live": True})
+        return Json({"live": True})
 
     async def ready(self, _: Request) -> Response:
         """The models are open; before that, nothing listens."""
-        return JSONResponse({"ready": True, "models": self._models.names})
+        return Json({"ready": True, "models": self._models.names})
 
     async def metrics(self, _: Request) -> Response:
         """The counters, for Prometheus."""
@@ -131,12 +133,12 @@ class _Routes:
     async def bundle(self, request: Request) -> Response:
         """What a model says of itself, and which models there are."""
         hosted = self._hosted(request)
-        return JSONResponse(
+        return Json(
             {
                 "model": hosted.name,
                 "models": self._models.names,
                 "similar": self._neighbours.model == hosted.name,
-                "samples": self._neighbours.samples,
+                "samples": self._neighbours.samples if self._neighbours.model == hosted.name else 0,
                 "explains": hosted.explains,
                 "limits": {
                     "files": self._limits.files,
@@ -155,8 +157,9 @@ class _Routes:
         said = [_said(upload, answer, topk) for upload, answer in zip(uploads, answers, strict=True)]
         if _flag(request, "explain"):
             for one, grid in zip(said, await hosted.explain(uploads), strict=True):
-                one["activation"] = {"label": one["label"], "map": _rounded(grid)}
-        return JSONResponse({"model": hosted.name, "predictions": said})
+                if not isinstance(grid, UnreadableImage):
+                    one["activation"] = {"label": one["label"], "map": _rounded(grid)}
+        return Json({"model": hosted.name, "predictions": said})
 
     async def similar(self, request: Request) -> Response:
         """The most similar images of the index, for one or many images."""
@@ -164,11 +167,18 @@ class _Routes:
         hosted, topk = self._models.find(name), _topk(request) or 10
         uploads = await self._uploads(request, hosted)
         embeddings = await hosted.embed(uploads)
-        found = await asyncio.to_thread(self._neighbours.search, embeddings, topk=topk)
+        rows = [row for row in embeddings if not isinstance(row, UnreadableImage)]
+        found = (
+            await asyncio.to_thread(self._neighbours.search, np.concatenate(rows), topk=topk) if rows else []
+        )
+        matches = iter(found)
         said = [
-            {"file": upload.file, "matches": matches} for upload, matches in zip(uploads, found, strict=True)
+            _unread(upload, row)
+            if isinstance(row, UnreadableImage)
+            else {"file": upload.file, "matches": next(matches)}
+            for upload, row in zip(uploads, embeddings, strict=True)
         ]
-        return JSONResponse({"model": hosted.name, "results": said})
+        return Json({"model": hosted.name, "results": said})
 
     async def thumbnail(self, request: Request) -> Response:
         """A small picture of an image of the index, by its place there."""
@@ -182,15 +192,15 @@ class _Routes:
 
     async def v2_server(self, _: Request) -> Response:
         """Open Inference Protocol: the server."""
-        return JSONResponse(protocol.server_facts())
+        return Json(protocol.server_facts())
 
     async def v2_model(self, request: Request) -> Response:
         """Open Inference Protocol: a model's inputs and outputs."""
-        return JSONResponse(protocol.model_facts(self._v2_hosted(request)))
+        return Json(protocol.model_facts(self._v2_hosted(request)))
 
     async def v2_model_ready(self, request: Request) -> Response:
         """Open Inference Protocol: whether a model answers."""
-        return JSONResponse({"name": self._v2_hosted(request).name, "ready": True})
+        return Json({"name": self._v2_hosted(request).name, "ready": True})
 
     async def v2_infer(self, request: Request) -> Response:
         """Open Inference Protocol: an answer."""
@@ -198,13 +208,13 @@ class _Routes:
         if "inference-header-content-length" in request.headers:
             raise Refusal(400, "Binary tensors are not taken; send the data as JSON.")
         hosted.queue.check()
-        asked = await json_of(request, self._limits)
+        asked = await json_of(request, self._limits, most=protocol.most_values(hosted, self._limits))
         images = await asyncio.to_thread(protocol.images_in, asked, hosted, self._limits)
         outputs = protocol.outputs_wanted(asked)
         if isinstance(images, list):
             images = await hosted.decoded(images)
         rows = await hosted.probabilities(images)
-        return JSONResponse(protocol.answer(asked, hosted, rows, outputs=outputs))
+        return Json(protocol.answer(asked, hosted, rows, outputs=outputs))
 
     def _hosted(self, request: Request) -> Hosted:
         return self._models.find(request.query_params.get("model"))
@@ -251,7 +261,13 @@ def _rounded(grid: Float32[np.ndarray, "y x"]) -> list[list[float]]:
     return [[float(f"{value:.4g}") for value in row] for row in grid.tolist()]
 
 
-def _said(upload: Upload, answer: Prediction, topk: int | None) -> dict[str, Any]:
+def _unread(upload: Upload, error: UnreadableImage) -> dict[str, Any]:
+    return {"file": upload.file, "error": str(error)}
+
+
+def _said(upload: Upload, answer: Prediction | UnreadableImage, topk: int | None) -> dict[str, Any]:
+    if isinstance(answer, UnreadableImage):
+        return _unread(upload, answer)
     shares = answer.top(topk) if topk else answer.probabilities
     said: dict[str, Any] = {
         "file": upload.file,

@@ -13,7 +13,7 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from graft.serving.hosting import Upload
+from graft.serving.decoding import Upload
 from graft.serving.refusals import Refusal
 
 _NAME_LENGTH = 200

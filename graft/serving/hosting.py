@@ -1,8 +1,8 @@
 """The models of a service: opened once, asked by many requests at the same time.
 
-In: encoded images, or pixels in a network's geometry. Out: predictions, or embeddings. Images are decoded on a pool of
-threads and then join the model's batches; the answers are those of `Bundle.predict`. Cost: opening is that of the
-bundles and one run of each network.
+In: encoded images, or pixels in a network's geometry. Out: predictions, or embeddings; of several images, what is wrong
+with one of them stands in its place. Images are decoded on a pool of threads (`graft.serving.decoding`) and then join the
+model's batches; the answers are those of `Bundle.predict`. Cost: opening is that of the bundles and one run of each network.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -22,19 +23,12 @@ from graft.deploy.bundle import Bundle, Prediction, load
 from graft.images.headers import UnreadableImage
 from graft.images.preprocess import load as load_pixels
 from graft.serving.batching import BatchQueue
+from graft.serving.decoding import Decoding, Upload
 from graft.serving.meters import Meters
 from graft.serving.refusals import Refusal
 from graft.serving.settings import Limits, Settings
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """One image as it came: encoded bytes, and the file's name where the client gave one."""
-
-    data: bytes
-    file: str | None = None
 
 
 class Hosted:
@@ -45,14 +39,14 @@ class Hosted:
         name: str,
         bundle: Bundle,
         *,
-        decoders: ThreadPoolExecutor,
+        decoding: Decoding,
         runner: ThreadPoolExecutor,
         abreast: int,
         limits: Limits,
         meters: Meters,
     ) -> None:
         self.name, self.bundle = name, bundle
-        self._decoders, self._limits, self._meters = decoders, limits, meters
+        self._decoding, self._limits, self._meters = decoding, limits, meters
         geometry = bundle.preprocess
         self.pixel_shape = (geometry.size, geometry.size, geometry.channels)
         self.queue = BatchQueue(
@@ -71,24 +65,18 @@ class Hosted:
         self._run(largest[:1])
         self.explains = not bundle.no_activation
 
-    async def predict(self, uploads: Sequence[Upload]) -> list[Prediction]:
-        """A prediction per image. Raises Busy, UnreadableImage, and Refusal(504) where it takes too long."""
-        with self.queue.admitted(len(uploads)):
-            return await self._in_time(_all(self._predict_one(upload) for upload in uploads))
+    async def predict(self, uploads: Sequence[Upload]) -> list[Prediction | UnreadableImage]:
+        """A prediction per image, or what is wrong with it. Raises UnreadableImage for a single one; Busy, and
+        Refusal(504) where it takes too long."""
+        return await self._each(self._predict_one, uploads)
 
-    async def explain(self, uploads: Sequence[Upload]) -> list[Float32[np.ndarray, "y x"]]:
+    async def explain(self, uploads: Sequence[Upload]) -> list[Float32[np.ndarray, "y x"] | UnreadableImage]:
         """For each image what spoke for its answer. Raises Refusal(422) where the model cannot tell, and as `predict`."""
         if not self.explains:
             raise Refusal(
                 422, f"The model {self.name} cannot show what spoke for a class: {self.bundle.no_activation}."
             )
-        loop = asyncio.get_running_loop()
-        with self.queue.admitted(len(uploads)):
-            maps = [
-                loop.run_in_executor(self._decoders, _named, self.bundle.explain, upload)
-                for upload in uploads
-            ]
-            return await self._in_time(_all(maps))
+        return await self._each(partial(self._decoding.each, self.bundle.explain), uploads)
 
     async def probabilities(self, pixels: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n k"]:
         """A row per image that already has the network's geometry. Raises as `predict` does."""
@@ -98,27 +86,42 @@ class Hosted:
 
     async def decoded(self, uploads: Sequence[Upload]) -> UInt8[np.ndarray, "n h w c"]:
         """The pixels that the network is to see. Raises UnreadableImage, and Busy where too much waits already."""
-        with self.queue.admitted(len(uploads)):
-            return np.stack(await self._in_time(_all(self._pixels(upload) for upload in uploads)))
+        with self._admitted(uploads):
+            return np.stack(
+                await self._in_time(_all(self._decoding.each(self._load, one) for one in uploads))
+            )
 
-    async def embed(self, uploads: Sequence[Upload]) -> Float32[np.ndarray, "n d"]:
+    async def embed(self, uploads: Sequence[Upload]) -> list[Float32[np.ndarray, "1 d"] | UnreadableImage]:
         """The features in front of the head, a row per image. Raises as `predict` does."""
-        loop = asyncio.get_running_loop()
-        with self.queue.admitted(len(uploads)):
-            rows = [
-                loop.run_in_executor(self._decoders, _named, self.bundle.embed, upload) for upload in uploads
-            ]
-            return np.concatenate(await self._in_time(_all(rows)))
+        return await self._each(partial(self._decoding.each, self.bundle.embed), uploads)
+
+    async def _each(
+        self, work: Callable[[Upload], Awaitable[T]], uploads: Sequence[Upload]
+    ) -> list[T | UnreadableImage]:
+        """The work on every image. One that cannot be read costs the others nothing."""
+
+        async def done(upload: Upload) -> T | UnreadableImage:
+            try:
+                return await work(upload)
+            except UnreadableImage as error:
+                if len(uploads) == 1:
+                    raise
+                return error
+
+        with self._admitted(uploads):
+            return await self._in_time(_all(map(done, uploads)))
+
+    @contextmanager
+    def _admitted(self, uploads: Sequence[Upload]) -> Iterator[None]:
+        """Room for the images in the queue, and for their pixels in front of it."""
+        with self.queue.admitted(len(uploads)), self._decoding.admitted(uploads):
+            yield
 
     async def _predict_one(self, upload: Upload) -> Prediction:
-        row = await self.queue.answer(await self._pixels(upload))
+        row = await self.queue.answer(await self._decoding.each(self._load, upload))
         classes = len(self.bundle.labels)
         score = float(row[classes]) if len(row) > classes else None
         return self.bundle.prediction(row[:classes], score)
-
-    async def _pixels(self, upload: Upload) -> UInt8[np.ndarray, "h w c"]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoders, _named, self._load, upload)
 
     def _load(self, data: bytes) -> UInt8[np.ndarray, "h w c"]:
         return load_pixels(data, self.bundle.preprocess)
@@ -144,7 +147,7 @@ class Models:
 
     def __init__(self, settings: Settings, meters: Meters) -> None:
         threads = max(1, cpu_threads() // settings.workers)
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._decoding = Decoding(threads, settings.limits)
         self._runner = ThreadPoolExecutor(threads, thread_name_prefix="network")
         # A network that runs on one thread starts no threads of its own, which would spin while they wait for work:
         # so many of its batches side by side answered more images per second than one at a time on all processors.
@@ -152,7 +155,7 @@ class Models:
             name: Hosted(
                 name,
                 load(folder, threads=1, runtime=settings.runtime, abreast=threads),
-                decoders=self._decoders,
+                decoding=self._decoding,
                 runner=self._runner,
                 abreast=threads,
                 limits=settings.limits,
@@ -183,21 +186,11 @@ class Models:
 
     def close(self) -> None:
         """Ends all threads, after what they are doing."""
-        self._decoders.shutdown()
+        self._decoding.close()
         self._runner.shutdown()
 
     def __iter__(self) -> Iterator[Hosted]:
         return iter(self._hosted.values())
-
-
-def _named(work: Callable[[bytes], T], upload: Upload) -> T:
-    """`work` of the bytes; what it says of them begins with the file's name, as `graft predict` says it."""
-    try:
-        return work(upload.data)
-    except UnreadableImage as error:
-        if upload.file is None:
-            raise
-        raise UnreadableImage(error.kind, f"{upload.file}: {error.reason}") from error
 
 
 async def _all(work: Iterable[Awaitable[T]]) -> list[T]:

@@ -49,14 +49,16 @@ class Service:
             if settings.workers == 1:
                 self._app = _created(settings)
             else:
-                for _, folder in settings.bundles:
-                    load(folder, threads=1, runtime=settings.runtime)
+                _tried(settings)
         except GraftError:
             self._socket.close()
             raise
 
     def run(self) -> None:
-        """Answers until a signal ends it, and then what was accepted; returns after SIGTERM and Ctrl-C alike."""
+        """Answers until a signal ends it, and then what was accepted; returns after SIGTERM and Ctrl-C alike.
+
+        Raises SettingsError where a worker cannot start.
+        """
         signal.signal(signal.SIGTERM, _leave)
         sys.setswitchinterval(_SWITCH_SECONDS)
         try:
@@ -74,9 +76,14 @@ class Service:
         with tempfile.TemporaryDirectory(prefix="graft-metrics-") as folder:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
             try:
-                Multiprocess(_config(Factory(self._settings), self._settings), [self._socket]).run()
+                supervisor = Multiprocess(_config(Factory(self._settings), self._settings), [self._socket])
+                supervisor.run()
             finally:
                 del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+        if any(process.exitcode == _CANNOT_START for process in supervisor.processes):
+            raise SettingsError(
+                "A worker could not start, so the service ended; the line of the log above says why."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,15 @@ class Factory:
         except GraftError as error:
             _log.error(str(error))
             sys.exit(_CANNOT_START)
+
+
+def _tried(settings: Settings) -> None:
+    """What every worker will open is opened once, so that what is wrong is said before they start."""
+    bundles = {name: load(folder, threads=1, runtime=settings.runtime) for name, folder in settings.bundles}
+    if settings.index:
+        from graft.serving.similar import opened
+
+        opened(settings.index, bundles)
 
 
 def _created(settings: Settings) -> ASGIApp:

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from graft.deploy.bundle import INPUT, PROBABILITIES
-from graft.serving.hosting import Hosted, Upload
+from graft.serving.decoding import Upload
+from graft.serving.hosting import Hosted
 from graft.serving.refusals import Refusal
 from graft.serving.settings import Limits
-from graft.serving.uploads import from_base64, too_many
+from graft.serving.uploads import FEW_VALUES, from_base64, too_many
 from graft.version import VERSION
 
 MODEL_VERSION = "1"
@@ -66,6 +67,12 @@ def images_in(request: Any, hosted: Hosted, limits: Limits) -> list[Upload] | UI
     if shape[0] > limits.files:
         raise too_many(shape[0], limits)
     return _pixels(data, shape)
+
+
+def most_values(hosted: Hosted, limits: Limits) -> int:
+    """How many values and lists a request may hold: as many images as are taken, nested."""
+    high, wide, channels = hosted.pixel_shape
+    return FEW_VALUES + limits.files * (1 + high + high * wide * (1 + channels))
 
 
 def outputs_wanted(request: Any) -> list[str]:

@@ -36,9 +36,20 @@ function parts(images, { files, request_bytes }) {
   return made;
 }
 
+function instead(image, error) {
+  if (![413, 415, 422].includes(error.status)) throw error;
+  const unread = [{ file: image.name, error: error.message }];
+  return { predictions: unread, results: unread };
+}
+
 async function inParts(path, images, facts) {
   const said = [];
-  for (const part of parts(images, facts.limits)) said.push(await (await fetched(path, form(part))).json());
+  for (const part of parts(images, facts.limits)) {
+    const answer = fetched(path, form(part)).then(answer => answer.json());
+    // One image alone in a request is refused with a status of its own; here it is one of several.
+    const alone = images.length > 1 && part.length === 1;
+    said.push(await (alone ? answer.catch(error => instead(part[0], error)) : answer));
+  }
   return said;
 }
 

@@ -23,7 +23,8 @@ class Limits:
     """How much is accepted.
 
     `queue`: images of one model that are accepted and not yet answered; `batch`: images in one run of the network;
-    `requests`, `memory_bytes`: requests in flight and bytes of their bodies, over the whole process.
+    `requests`, `memory_bytes`: requests in flight and bytes of their bodies, over the whole process. `request_pixels`,
+    `waiting_pixels`: to decode, of a request with several images and of all that wait, where those of a JPEG count a quarter.
     """
 
     file_bytes: int = 32 * MIB
@@ -33,6 +34,8 @@ class Limits:
     batch: int = 8
     requests: int = 192
     memory_bytes: int = 512 * MIB
+    request_pixels: int = 300_000_000
+    waiting_pixels: int = 600_000_000
     body_seconds: float = 30.0
     answer_seconds: float = 30.0
 
@@ -128,7 +131,7 @@ def _name_and_folder(given: str) -> tuple[str, Path]:
 def _keys(file: Path) -> tuple[str, ...]:
     """One key per line; several let a new key be brought in before the old one goes."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # some editors begin files with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"The key file {file} cannot be read: {error}. Check --api-key-file.") from error
     keys = tuple(line.strip() for line in lines if line.strip())

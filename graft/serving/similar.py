@@ -12,12 +12,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
+from graft.deploy.bundle import Bundle
 from graft.errors import DatasetError, SettingsError
 from graft.images import readers
 from graft.images.decode import MAX_BYTES, read
@@ -30,30 +32,45 @@ _THUMBNAIL_SIDE, _SAMPLE_SIDE = 160, 640
 _KEPT = 512
 
 
+def opened(folder: Path, bundles: Mapping[str, Bundle]) -> tuple[Any, str]:
+    """The index, and the name of the model whose features it holds.
+
+    Raises SettingsError where the index belongs to none of the models, and what it says of itself.
+    """
+    from graft.similar.search import open_index
+
+    index = open_index(folder)
+    model = next((name for name, bundle in bundles.items() if index.belongs_to(bundle)), None)
+    if model is None:
+        raise SettingsError(
+            f"The index {folder} was made with none of the models that are served; serve the model it was made "
+            "with, or make it again with `graft index`."
+        )
+    return index, model
+
+
 class Neighbours:
     """An opened index, or none: then every search is refused. `model`: whose features the index holds."""
 
     def __init__(self, folder: Path | None, models: Models) -> None:
-        """Raises SettingsError where the index belongs to none of the models, and what it says of itself."""
+        """Raises as `opened` does."""
         self.model: str | None = None
-        self.samples = 0
+        self._samples: list[int] = []
         self._index: Any = None
         self._places: dict[str, int] = {}
         self._small = functools.lru_cache(_KEPT)(self._picture)
         if folder is None:
             return
-        from graft.similar.search import open_index
+        self._index, self.model = opened(folder, {hosted.name: hosted.bundle for hosted in models})
+        self._places = {name: place for place, name in enumerate(self._index.names)}
+        count = min(SAMPLES, len(self._index))
+        spread = [number * len(self._index) // count for number in range(count)]
+        self._samples = [place for place in spread if self._is_readable(place)]
 
-        self._index = index = open_index(folder)
-        self.model = next((hosted.name for hosted in models if index.belongs_to(hosted.bundle)), None)
-        if self.model is None:
-            raise SettingsError(
-                f"The index {folder} was made with none of the models that are served; serve the model it was made "
-                "with, or make it again with `graft index`."
-            )
-
-        self._places = {name: place for place, name in enumerate(index.names)}
-        self.samples = min(SAMPLES, len(index)) if self._is_readable(0) else 0
+    @property
+    def samples(self) -> int:
+        """How many images there are to try the model with."""
+        return len(self._samples)
 
     def model_for(self, asked: str | None) -> str:
         """The model to embed with. Raises Refusal where there is no index, or none for the model `asked` for."""
@@ -79,7 +96,7 @@ class Neighbours:
         """A JPEG of at most 640 pixels a side of one of `samples` images, spread over the index. Raises Refusal(404)."""
         if number >= self.samples:
             raise _gone()
-        return self._small(number * len(self._index) // self.samples, _SAMPLE_SIDE)
+        return self._small(self._samples[number], _SAMPLE_SIDE)
 
     def _said(self, match: Any) -> dict[str, Any]:
         place = self._places[match.name]

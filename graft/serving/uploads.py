@@ -15,12 +15,14 @@ from typing import Any
 
 from starlette.requests import Request
 
+from graft.serving.decoding import Upload
 from graft.serving.forms import Form
-from graft.serving.hosting import Upload
 from graft.serving.intake import pour
 from graft.serving.refusals import Refusal
 from graft.serving.settings import Limits
 
+FEW_VALUES = 10_000  # in a JSON body whose images are strings
+VALUE_BYTES = 24  # about what a value of a list takes, its place in the list included
 JSON_SHAPE = '{"image": "<base64>"} or {"images": ["<base64>", ...]}'
 _DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,", re.ASCII)
 
@@ -37,7 +39,7 @@ async def uploads_of(request: Request, limits: Limits) -> list[Upload]:
         await pour(request, limits, form.take)
         uploads = form.files()
     elif kind == "application/json":
-        uploads = _from_json(await json_of(request, limits), limits)
+        uploads = _from_json(await json_of(request, limits, most=FEW_VALUES), limits)
     else:
         data = await _whole(request, limits)
         uploads = [Upload(data)] if data else []
@@ -52,9 +54,17 @@ async def uploads_of(request: Request, limits: Limits) -> list[Upload]:
     return uploads
 
 
-async def json_of(request: Request, limits: Limits) -> Any:
-    """The JSON value of a body. Raises Refusal as `uploads_of` does."""
+async def json_of(request: Request, limits: Limits, *, most: int) -> Any:
+    """The JSON value of a body, which holds at most `most` values and lists, and few objects.
+
+    They are counted before they are made: 60 MB of empty lists become 2 GB. Raises Refusal as `uploads_of` does, and Busy
+    where what they need is not to be had now.
+    """
     data = await _whole(request, limits)
+    values, objects = data.count(b",") + data.count(b"["), data.count(b"{")
+    if values > most or objects > FEW_VALUES:
+        raise Refusal(413, f"The JSON holds more than the {most:,} values that are taken.")
+    request.scope["graft.visit"].held.take(VALUE_BYTES * values)
     try:
         return json.loads(data)
     except (ValueError, RecursionError):

@@ -25,7 +25,7 @@ from graft.compute import cpu_threads
 from graft.deploy.answers import LeftOut, answers
 from graft.deploy.bundle import Bundle
 from graft.errors import BundleError, DatasetError
-from graft.images.folders import IMAGE_SUFFIXES, walk
+from graft.images.folders import IMAGE_SUFFIXES, looks_like_image, walk
 from graft.images.readers import read
 from graft.images.rows import Listing, Row, name_below
 from graft.similar import folder as on_disk
@@ -124,7 +124,7 @@ def pictures(source: Path) -> Listing:
             tree = walk(source)
         except OSError as error:
             raise DatasetError(f"{source} cannot be opened: {error.strerror or error}.") from error
-        files = [file for file in tree.all_files() if file.suffix.lower() in IMAGE_SUFFIXES]
+        files = [file for file in tree.all_files() if looks_like_image(file)]
         if files:
             files.sort(key=lambda file: name_below(source, file))
             rows = tuple(Row(file, None, None) for file in files)

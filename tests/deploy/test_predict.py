@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,55 @@ def test_explain_draws_a_picture_each_and_never_over_anything_else(
     assert main(["predict", str(made), str(photos), "--explain", "--out", str(out)]) == 2
     assert places[0].read_bytes() == other != before
     assert "was not made by --explain" in capsys.readouterr().err
+
+
+def test_what_cannot_be_drawn_is_answered_all_the_same(
+    made: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "green.explained.png").write_bytes(b"somebody else's")
+    assert main(["predict", str(made), str(photos), "--json", "--explain", "--out", str(out)]) == 2
+    printed = capsys.readouterr()
+    answers = [json.loads(line) for line in printed.out.splitlines()]
+    assert [("explained" in answer) for answer in answers] == [True, True, False]
+    assert "1 of 3 answers could not be drawn" in printed.err and "have no answer" not in printed.err
+    assert (out / "green.explained.png").read_bytes() == b"somebody else's"
+
+
+def test_drawings_among_the_photos_are_not_classified_the_next_time(
+    made: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("predict", made, photos, "--explain", "--out", photos / "explained")
+    assert said(capsys, *asked) == said(capsys, *asked)
+    drawn = photos / "explained" / "green.explained.png"
+    assert "green.explained.png:" in said(
+        capsys, "predict", made, drawn, "--explain", "--out", photos / "again"
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_whatever_looks_like_an_image_in_a_folder_is_named(
+    made: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "a" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    shutil.copy(photos / "green.png", photos / "a" / "no suffix")
+    (photos / "notes.txt").write_text("no image")
+    os.mkfifo(photos / "b" / "pipe.png")
+    (photos / "b" / "itself.png").symlink_to(photos / "b" / "itself.png")
+    assert main(["predict", str(made), str(photos)]) == 2
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 4 and "no suffix:" in printed.out
+    assert "phone.heic: HEIC images are not read" in printed.err
+    assert (
+        "pipe.png: This is a pipe" in printed.err and "itself.png: The file cannot be opened" in printed.err
+    )
+    assert "notes.txt" not in printed.err and "3 of 7 files could not be read" in printed.err
+
+
+def test_an_empty_name_is_not_this_folder(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(made), ""]) == 2
+    assert "One of the names is empty" in capsys.readouterr().err
 
 
 def test_a_drawing_is_never_drawn_over_itself(photos: Path) -> None:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from made_graphs import OUTPUT, images, mobile
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from graft.deploy import rounding
+from graft.deploy.codebook import codebook
 from graft.deploy.quantise import compacted, outputs_of, prepared, pruned, quantised, spread
 from graft.deploy.rounding import even, on_grid, rounded
 from graft.errors import BundleError
@@ -70,17 +72,27 @@ def test_rounding_layer_by_layer_is_better_than_every_weight_alone(ready: ModelP
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 127), st.integers(1, 3), st.integers(1, 6))
-def test_on_grid_is_on_the_grid_with_the_largest_weight_in_its_place(
+def test_on_grid_is_on_the_grid_and_reaches_its_end(
     seed: int, levels: int, outputs: int, inputs: int
 ) -> None:
     random = np.random.default_rng(seed)
     weights = random.normal(0, 1, (2, outputs, inputs))
     found = on_grid(weights, random.normal(0, 1, (2, 40, inputs)), even(levels))
-    largest = np.abs(weights).max(axis=2, keepdims=True)
-    steps = found / largest * levels
+    largest, end = (np.abs(one).max(axis=2, keepdims=True) for one in (weights, found))
+    steps = found / end * levels
     np.testing.assert_allclose(steps, np.round(steps), atol=1e-6)
-    assert np.abs(steps).max() <= levels + 1e-6
-    np.testing.assert_allclose(np.abs(found).max(axis=2, keepdims=True), largest, rtol=1e-9)
+    assert (end <= largest * (1 + 1e-9)).all() and (end >= largest * (0.5 - 1e-9)).all()
+
+
+def test_a_grid_of_few_levels_ends_before_the_largest_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    weights, inputs = random.standard_t(4, (1, 8, 200)), random.normal(0, 1, (1, 500, 200))
+    wanted = inputs[0] @ weights[0].T
+    ending = on_grid(weights, inputs, codebook(64))
+    monkeypatch.setattr(rounding, "ENDS", (1.0,))
+    whole = on_grid(weights, inputs, codebook(64))
+    assert (np.abs(ending).max(axis=2) < np.abs(weights).max(axis=2)).all()
+    assert error(inputs[0] @ ending[0].T, wanted) < 0.95 * error(inputs[0] @ whole[0].T, wanted)
 
 
 def test_scales_of_biases_are_multiplied_and_change_nothing(

@@ -143,10 +143,11 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
         (tmp_path / "set/c").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
         (tmp_path / "set/a/loop").symlink_to(tmp_path / "set", target_is_directory=True)
         (tmp_path / "set/b/gone.png").symlink_to(tmp_path / "nowhere.png")
+        (tmp_path / "set/b/itself.png").symlink_to(tmp_path / "set/b/itself.png")
     except OSError:
         pytest.skip("links need a permission here")
     names = [name for name, _, _ in found(tmp_path / "set")]
-    assert names == ["a/1.png", "a/linked.png", "b/1.png", "b/gone.png", "c/1.png"]
+    assert names == ["a/1.png", "a/linked.png", "b/1.png", "b/gone.png", "b/itself.png", "c/1.png"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")

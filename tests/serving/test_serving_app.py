@@ -104,12 +104,27 @@ def test_topk_shows_the_most_probable(client: TestClient, bundle: Bundle) -> Non
     ],
 )
 def test_what_cannot_be_read_gets_the_sentence_of_predict(
-    client: TestClient, data: bytes, status: int, sentence: str
+    client: TestClient, bundle: Bundle, data: bytes, status: int, sentence: str
 ) -> None:
     answer = client.post("/predict", content=data)
     assert answer.status_code == status and sentence in answer.json()["error"]
-    named = client.post("/predict", files=[("a", ("good.png", IMAGES[0])), ("b", ("../bad.png", data))])
+    named = client.post("/predict", files={"b": ("../bad.png", data)})
     assert named.status_code == status and named.json()["error"] == "bad.png: " + answer.json()["error"]
+
+
+@pytest.mark.parametrize("explain", ["", "?explain=1"])
+def test_one_bad_image_costs_the_others_nothing(client: TestClient, bundle: Bundle, explain: str) -> None:
+    files = [("a", ("good.png", IMAGES[0])), ("b", ("../bad.png", b"hello")), ("c", ("c.png", IMAGES[1]))]
+    answer = client.post("/predict" + explain, files=files)
+    assert answer.status_code == 200
+    first, second, third = answer.json()["predictions"]
+    assert_equal(first, IMAGES[0], bundle)
+    assert_equal(third, IMAGES[1], bundle)
+    assert set(second) == {"file", "error"} and second["file"] == "bad.png"
+    assert second["error"].startswith("bad.png: The content is not that of a JPEG")
+    assert ("activation" in first) == ("activation" in third) == bool(explain)
+    none = client.post("/predict", files=[("a", ("a", b"x")), ("b", ("b", b"y"))])
+    assert none.status_code == 200 and all("error" in one for one in none.json()["predictions"])
 
 
 def test_a_request_without_images_says_how(client: TestClient) -> None:
@@ -129,7 +144,7 @@ def test_json_of_another_form_is_refused(client: TestClient, value: Any) -> None
 
 def test_damaged_json_and_base64_are_refused(client: TestClient) -> None:
     headers = {"content-type": "application/json"}
-    for content in (b"{", b"\xff", b"[" * 200_000):
+    for content in (b"{", b"\xff", b"[" * 9_000):
         answer = client.post("/predict", content=content, headers=headers)
         assert answer.status_code == 400 and "valid JSON" in answer.json()["error"]
     answer = client.post("/predict", json={"image": "?"})
@@ -336,6 +351,29 @@ def test_similar_images(place: Path, index: Path, bundle: Bundle) -> None:
 def test_an_index_of_another_model_is_refused(place: Path, index: Path) -> None:
     with pytest.raises(SettingsError, match="made with none of the models"):
         create(resolved([packed(place / "third.graft", Preprocess(18))], index=index))
+
+
+def test_half_of_a_pair_of_surrogates_comes_back_as_it_came(client: TestClient) -> None:
+    """A file name that is not UTF-8 holds one; a JSON string may, too."""
+    body = json.dumps({"inputs": [GOOD], "id": "\ud800"})
+    answer = client.post("/v2/models/tiny/infer", content=body)
+    assert answer.status_code == 200 and json.loads(answer.content)["id"] == "\ud800"
+
+
+def test_labels_and_names_that_are_not_utf_8_are_answered(tmp_path: Path) -> None:
+    folder = packed(tmp_path / "odd.graft", labels=["a\udcffnt", *LABELS[1:]])
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for seed, data in enumerate(IMAGES):
+        (photos / f"na\udcff{seed}.png").write_bytes(data)
+    for _ in indexing(load(folder), photos, out=tmp_path / "index"):
+        pass
+    with client_of(resolved([folder], index=tmp_path / "index")) as client:
+        said = json.loads(client.post("/predict", content=IMAGES[0]).content)["predictions"][0]
+        assert "a\udcffnt" in said["probabilities"]
+        assert json.loads(client.get("/bundle").content)["bundle"]["labels"][0] == "a\udcffnt"
+        found = json.loads(client.post("/similar", content=IMAGES[0]).content)["results"][0]["matches"]
+        assert found[0]["name"].startswith("na\udcff")
 
 
 def infer(client: TestClient, tensor: Any, **more: Any) -> Any:

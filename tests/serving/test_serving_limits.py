@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import json
 import threading
@@ -17,12 +18,14 @@ import numpy as np
 import pytest
 from hostile import counted
 from made_service import base64_of, client_of, image_bytes, settings_of
+from PIL import Image
 
 from graft.deploy.bundle import Bundle, load
 from graft.errors import SettingsError
 from graft.serving import intake
 from graft.serving.app import create
 from graft.serving.batching import BatchQueue
+from graft.serving.decoding import Decoding, Upload
 from graft.serving.refusals import Busy
 from graft.serving.settings import Limits
 
@@ -54,6 +57,59 @@ def test_limits_of_bytes_and_files(place: Path) -> None:
             assert answer.status_code == 413, answer.text
             assert answer.json()["error"].endswith(".")
         assert "a has" in refused[1].json()["error"]
+
+
+def png_of(side: int) -> bytes:
+    written = io.BytesIO()
+    Image.new("L", (side, side)).save(written, "PNG")
+    return written.getvalue()
+
+
+def test_pixels_are_counted_before_they_are_decoded(place: Path) -> None:
+    large, small = png_of(1000), png_of(100)
+    limits = Limits(request_pixels=2_500_000, waiting_pixels=2_500_000)
+    with client_of(settings_of(place, limits=limits)) as client:
+        assert client.post("/predict", files=[("a", (str(n), large)) for n in range(2)]).status_code == 200
+        for path in ("/predict", "/predict?explain=1"):
+            answer = client.post(path, files=[("a", (str(n), large)) for n in range(3)])
+            assert answer.status_code == 413 and "too many pixels" in answer.json()["error"]
+        assert client.post("/predict", content=png_of(2000)).status_code == 200  # alone, whatever it has
+        assert client.post("/predict", files=[("a", (str(n), small)) for n in range(9)]).status_code == 200
+
+
+def test_what_waits_to_be_decoded_is_bounded_and_forgotten() -> None:
+    decoding = Decoding(1, Limits(waiting_pixels=1_500_000))
+    large = Upload(png_of(1000))
+    with decoding.admitted([large]):
+        assert decoding.waiting == 1_000_000
+        with pytest.raises(Busy) as refused, decoding.admitted([large]):
+            pass
+        assert refused.value.headers["Retry-After"] == "1"
+        with decoding.admitted([Upload(IMAGE), Upload(b"no image")]):
+            pass
+    assert decoding.waiting == 0
+    decoding.close()
+
+
+def test_a_body_of_too_many_values_is_refused_before_they_are_made(place: Path) -> None:
+    nested = b"[" + b"[]," * 60_000 + b"[]]"
+    objects = b"[" + b"{}," * 20_000 + b"{}]"
+    with client_of(settings_of(place)) as client:
+        for body in (nested, objects, b'{"images": ' + nested + b"}"):
+            answer = client.post("/predict", content=body, headers={"content-type": "application/json"})
+            assert answer.status_code == 413 and "values" in answer.json()["error"]
+        infer = b'{"inputs": [{"name": "image", "data": ' + nested + b"}]}"
+        assert client.post("/v2/models/tiny/infer", content=infer).status_code == 413
+        most = [[[[7] * 3] * 16] * 16] * 32
+        tensor = {"name": "image", "datatype": "UINT8", "shape": [32, 16, 16, 3], "data": most}
+        assert client.post("/v2/models/tiny/infer", json={"inputs": [tensor]}).status_code == 200
+
+
+def test_values_count_as_memory(place: Path) -> None:
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [8, 16, 16, 3], "data": [7] * 8 * 768}
+    with client_of(settings_of(place, limits=Limits(memory_bytes=100_000))) as client:
+        assert client.post("/v2/models/tiny/infer", json={"inputs": [tensor]}).status_code == 503
+        assert client.post("/predict", content=IMAGE).status_code == 200
 
 
 def test_a_request_that_never_fits_cannot_be_allowed() -> None:

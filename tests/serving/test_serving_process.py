@@ -12,12 +12,14 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from made_service import image_bytes, packed
 from served import served
 
 from graft.deploy.bundle import load
+from graft.errors import SettingsError
 from graft.serving import process, wire
 from graft.serving.process import Service
 from graft.serving.settings import Limits, resolved
@@ -110,6 +112,7 @@ def test_what_cannot_start_says_why(folder: Path, tmp_path: Path) -> None:
             ([str(tmp_path / "none.graft"), "--port", "0"], "is no bundle"),
             ([str(tmp_path / "none.graft"), "--port", "0", "--workers", "2"], "is no bundle"),
             ([str(folder), "--port", "70000"], "--port 70000"),
+            ([str(folder), "--port", "0", "--workers", "2", "--index", str(tmp_path)], "is no index"),
         ):
             done = subprocess.run(
                 [sys.executable, "-m", "graft.cli", "serve", *arguments],
@@ -118,6 +121,24 @@ def test_what_cannot_start_says_why(folder: Path, tmp_path: Path) -> None:
                 timeout=60,
             )
             assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+class _Supervisor:
+    """A supervisor one of whose workers could not start."""
+
+    def __init__(self, *_: object) -> None:
+        self.processes = [SimpleNamespace(exitcode=0), SimpleNamespace(exitcode=3)]
+
+    def run(self) -> None:
+        """Returns as uvicorn's does."""
+
+
+def test_a_worker_that_cannot_start_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "Multiprocess", _Supervisor)
+    service = Service(resolved([folder], port=0, workers=2))
+    with pytest.raises(SettingsError, match="A worker could not start"):
+        service._run_workers()
+    service._socket.close()
 
 
 def test_a_header_that_does_not_end_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

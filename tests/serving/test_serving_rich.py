@@ -13,6 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from graft.deploy.bundle import Bundle, load
+from graft.images.dataset import Preprocess
 from graft.serving.settings import resolved
 from graft.similar.build import indexing
 
@@ -178,8 +179,29 @@ def test_without_the_images_there_are_names_only(place: Path) -> None:
         (place / "moved").rename(place / "photos")
 
 
+def test_one_image_that_is_gone_takes_only_its_own_picture_along(place: Path) -> None:
+    photo = place / "photos" / "deep" / "00.png"
+    kept = photo.read_bytes()
+    photo.unlink()
+    try:
+        with client_of(resolved([place / "tiny.graft"], index=place / "index")) as client:
+            assert client.get("/bundle").json()["samples"] == 5
+            assert all(client.get(f"/samples/{number}").status_code == 200 for number in range(5))
+            match = client.post("/similar", content=IMAGES[5]).json()["results"][0]["matches"][0]
+            assert client.get("/" + match["thumbnail"]).status_code == 200
+    finally:
+        photo.write_bytes(kept)
+
+
+def test_samples_are_shown_with_the_model_of_the_index_alone(place: Path, tmp_path: Path) -> None:
+    other = packed(tmp_path / "other.graft", Preprocess(20))
+    with client_of(resolved([place / "tiny.graft", other], index=place / "index")) as client:
+        said = {name: client.get("/bundle", params={"model": name}).json() for name in ("tiny", "other")}
+    assert said["tiny"]["samples"] == 6 and said["other"]["samples"] == 0
+
+
 def test_pictures_ask_for_the_key_too(place: Path, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("a-key-of-good-length")
+    (tmp_path / "keys").write_text("\ufeffa-key-of-good-length", encoding="utf-8")  # as some editors write it
     settings = resolved([place / "tiny.graft"], index=place / "index", api_key_file=tmp_path / "keys")
     with client_of(settings) as client:
         for path in ("/similar/thumbnail/0", "/samples/0"):

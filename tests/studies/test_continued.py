@@ -22,12 +22,13 @@ from graft.errors import BundleError
 from graft.images.dataset import Preprocess
 from graft.judging.metrics import METRICS
 from graft.report import wording
-from graft.studies import search
+from graft.studies import ending
+from graft.studies.ending import finishing, fitted_on_all
 from graft.studies.finish import Fitted, times_opened
 from graft.studies.finish import test_probabilities as probabilities_of_test
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.rungs import Progress
-from graft.studies.search import finishing, fitted_on_all, studying
+from graft.studies.search import studying
 from graft.studies.settings import resolved
 
 
@@ -58,8 +59,8 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(trial.recipe.name)
         return (yield from fitting(frame, trial, trunk))
 
-    fitting = search.fitting_frozen
-    monkeypatch.setattr(search, "fitting_frozen", counted)
+    fitting = ending.fitting_frozen
+    monkeypatch.setattr(ending, "fitting_frozen", counted)
     return names
 
 

@@ -144,7 +144,7 @@ def test_a_tuned_choice_is_fitted_packed_and_predicts(
         tuned = next(i for i, t in enumerate(trials) if t.recipe.strategy == "partial" and t.complete)
         return replace(choice, chosen=tuned)
 
-    monkeypatch.setattr("graft.studies.search.choose", prefer_tuned)
+    monkeypatch.setattr("graft.studies.ending.choose", prefer_tuned)
     _, result = finish(work(photos, weights, tmp_path / "run"))
     bundle = graft.load(result.bundle())
     assert bundle.facts["strategy"] == "partial"

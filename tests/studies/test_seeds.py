@@ -85,7 +85,7 @@ def test_a_study_measures_packs_and_does_not_train_twice(
         choice = choose(trials, *rest, **more)
         return replace(choice, chosen=next(i for i, t in enumerate(trials) if "seeds of" in t.recipe.name))
 
-    monkeypatch.setattr("graft.studies.search.choose", prefer_the_mean)
+    monkeypatch.setattr("graft.studies.ending.choose", prefer_the_mean)
     monkeypatch.setattr("graft.studies.seeds.paid", lambda *_, **__: 2)
     monkeypatch.setattr("graft.studies.rungs.LEAST_TRAINING", 1e10)
     monkeypatch.setattr("graft.studies.rungs.TRAINING_SPEED", 1e8)  # short trainings

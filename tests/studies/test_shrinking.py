@@ -20,10 +20,10 @@ from graft import cli
 from graft.deploy.conversion import is_int8
 from graft.errors import RunError, SettingsError
 from graft.studies.choice import Limits
-from graft.studies.shrinking import finish, pooled, rung, students
+from graft.studies.shrinking import finish, pooled, rung, students, worth
+from graft.studies.shrinking.costs import Purse
 from graft.studies.shrinking.finish import pick, settings_of
 from graft.studies.shrinking.pooled import depths_to_try
-from graft.studies.shrinking.rung import Purse
 from graft.studies.shrinking.variants import Variant, kind_of, shrunk_recipe, variant_of
 
 
@@ -109,7 +109,7 @@ def test_each_depth_has_clearly_fewer_weights() -> None:
 def test_the_front_leaves_out_what_something_smaller_beats() -> None:
     sizes = {"a/x": (1, 0.5), "b/x": (2, 0.4), "c/x": (3, 0.6)}
     trials = [made(name, size) for name, (size, _) in sizes.items()]
-    found = rung._front(trials, lambda one: sizes[one.recipe.name][1])
+    found = worth.front_of(trials, lambda one: sizes[one.recipe.name][1])
     assert [one.recipe.name for one in found] == ["a/x", "c/x"]
 
 
@@ -188,7 +188,7 @@ def test_what_was_tuned_gets_8_bits_and_students(
     monkeypatch.setattr(rung, "THIN_SHARES", ())
     monkeypatch.setattr(rung, "SMALLER_INPUTS", ())
     monkeypatch.setattr(rung, "WIDTHS", (8,))
-    monkeypatch.setattr(rung, "_worth_quantising", lambda *_: ([], []))
+    monkeypatch.setattr(rung, "worth_quantising", lambda *_: ([], []))
     monkeypatch.setattr(students, "STUDENT_VIEWS", 400)
     monkeypatch.setattr(students, "VIEWS", 2)
     photos = stripes(tmp_path / "photos", each=12)
@@ -263,11 +263,11 @@ def test_what_holds_in_8_bits_gets_4_bit_weights(tmp_path: Path, monkeypatch: py
 
 
 def test_students_and_what_is_not_in_8_bits_get_no_4_bit_weights() -> None:
-    assert rung._eight(made("a/b", 1, precision="int8")) and rung._eight(
+    assert worth.is_eight(made("a/b", 1, precision="int8")) and worth.is_eight(
         made("a/b", 1, share=0.5, precision="int8")
     )
     for variant in ({"student": 8, "precision": "int8"}, {"precision": "int4"}, {"deepest": 2}, {}):
-        assert not rung._eight(made("a/b", 1, **variant))
+        assert not worth.is_eight(made("a/b", 1, **variant))
 
 
 def _answers(bundle: Any, photos: Path) -> list[tuple[Any, Path]]:

@@ -15,14 +15,16 @@ async function file(name) {
   return answer;
 }
 
+// Whether bytes have the hash that was written down. Only secure pages (https, or this machine) can compute hashes.
+async function same(bytes, wanted) {
+  if (!crypto.subtle || !wanted) return true;
+  const found = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return [...found].map(byte => byte.toString(16).padStart(2, "0")).join("") === wanted;
+}
+
 async function graph(name) {
   const bytes = new Uint8Array(await (await file(name)).arrayBuffer());
-  // Only secure pages (https, or this machine) can compute hashes.
-  if (crypto.subtle && bundle.files[name]) {
-    const found = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-    const text = [...found].map(byte => byte.toString(16).padStart(2, "0")).join("");
-    if (text !== bundle.files[name]) throw new Refused(0, "The file " + name + " was altered. Export the folder again.");
-  }
+  if (!(await same(bytes, bundle.files[name]))) throw new Refused(0, "The file " + name + " was altered. Export the folder again.");
   return ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
 }
 
@@ -101,7 +103,11 @@ start({
   link: null,
   use_key() {},
   async learn() {
-    if (!bundle) bundle = await (await file("bundle.json")).json();
+    if (!bundle) {
+      const read = await (await file("bundle.json")).json(), labels = new TextEncoder().encode(JSON.stringify(read.labels));
+      if (!(await same(labels, read.labels_sha256))) throw new Refused(0, "The classes in bundle.json were altered. Export the folder again.");
+      bundle = read;
+    }
     ort = ort || await runtime();
     session.preprocess = session.preprocess || await graph("preprocess.onnx");
     session.model = session.model || await graph("model.onnx");
@@ -115,7 +121,12 @@ start({
   },
   async predict(images) {
     const made = [];
-    for (const image of images) made.push(await answered(image));
+    for (const image of images) {
+      made.push(await answered(image).catch(error => {
+        if (images.length === 1 || !(error instanceof Refused)) throw error;
+        return { file: image.name, error: error.message };
+      }));
+    }
     return made;
   },
   async explain(image) {

@@ -2,9 +2,10 @@
 // The page: images in, cards out. Who answers is an engine, given to `start`:
 //   promise                       a sentence about where the images go, and a link {text, href} or null
 //   learn(model)                  {model, models, labels, preprocess, unknown_limit, explains, similar, samples}
-//   predict(images, facts)        [{file, label, probability, probabilities, unknown, score, labels_90}]
+//   predict(images, facts)        [{file, label, probability, probabilities, unknown, score, labels_90}], or {file, error}
+//                                 for one of several that cannot be read
 //   explain(image, facts)         {label, map}: rows of numbers over the part of the picture that the network sees
-//   similar(images, facts)        [{matches: [{name, similarity, thumbnail}]}]
+//   similar(images, facts)        [{matches: [{name, similarity, thumbnail}]}], or {error}
 //   picture(address)              a URL to show; sample(number): {url, file}
 //   use_key(key)                  the key that was asked for
 const at = name => document.getElementById(name);
@@ -72,15 +73,18 @@ async function classify(images) {
   try {
     const predictions = await engine.predict(images, facts);
     if (turn !== current) return;
-    cards = predictions.map((prediction, place) => card(prediction, images[place]));
+    cards = predictions.map((prediction, place) => prediction.error ? refusal(prediction) : card(prediction, images[place]));
     show(cards);
-    const first = predictions[0];
-    say(images.length > 1 ? images.length + " images are answered."
+    const first = predictions[0], lost = predictions.filter(prediction => prediction.error).length;
+    say(lost ? lost + " of " + images.length + " images could not be read."
+      : images.length > 1 ? images.length + " images are answered."
       : first.unknown ? "Unknown; if anything, " + first.label + "."
-      : first.label + ", " + percent(first.probability));
+      : first.label + ", " + percent(first.probability), lost);
     if (facts.similar) {
       const found = await engine.similar(images, facts);
-      if (turn === current) found.forEach((result, place) => cards[place].lastChild.append(...neighbours(result)));
+      if (turn === current) found.forEach((result, place) => {
+        if (result.matches) cards[place].lastChild.append(...neighbours(result));
+      });
     }
   } catch (error) {
     if (turn !== current) return;
@@ -126,6 +130,13 @@ function card(prediction, image) {
     right.append(element("p", "In 90 % of cases it is one of: " + prediction.labels_90.join(", "), "soft likely"));
   }
   whole.append(left, right);
+  return whole;
+}
+
+function refusal(prediction) {
+  const whole = element("article", undefined, "answer"), said = element("div");
+  said.append(element("p", "Not read", "label"), element("p", prediction.error, "unknown"));
+  whole.append(element("p", prediction.file || "", "soft name"), said);
   return whole;
 }
 

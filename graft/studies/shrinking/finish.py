@@ -277,7 +277,7 @@ def _holds(folder: Path, trial: Trial) -> bool:
 
 
 def _fitted_small(frame: Frame, done: Progress, trial: Trial) -> Generator[Event, None, Fitted]:
-    from graft.studies.search import fitted_on_all
+    from graft.studies.ending import fitted_on_all
 
     return (yield from fitted_on_all(frame, done, trial))
 
@@ -296,7 +296,8 @@ def pick(told: dict[str, Any], by_name: dict[str, Trial], limits: Limits) -> tup
     size, latency = megabytes(nearest.model_bytes or 0), nearest.latency_ms or 0.0
     return nearest, (
         f"Nothing within the tolerance meets the limits, with what lies beside a model in its bundle; the nearest is "
-        f"{nearest.recipe.name} ({size}, {latency:.2g} ms). Give a larger --max-size, --max-latency or --tolerance."
+        f"{nearest.recipe.name} ({size}, {latency:.2g} ms). Give a larger --max-size, --max-latency or --tolerance"
+        + (f", or a longer --budget: {told['unpaid']} steps were not paid." if told.get("unpaid") else ".")
     )
 
 
@@ -304,7 +305,7 @@ def _about(
     frame: Frame, known: dict[str, Any], row: dict[str, Any], trial: Trial, told: dict[str, Any]
 ) -> dict[str, Any]:
     """What the small bundle tells of itself."""
-    from graft.studies.search import about_bundle
+    from graft.studies.ending import about_bundle
 
     metric = METRICS[frame.settings.metric]
     low, high = row["interval"][metric.name]

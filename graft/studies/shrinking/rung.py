@@ -23,10 +23,9 @@ Not covered: fine-tuned networks with fewer channels; students that start from I
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import monotonic
 
 from graft.backbones.catalogue import find
@@ -42,18 +41,30 @@ from graft.studies.choice import megabytes
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.probe import heads_on_taps, priced, samples_of
 from graft.studies.rungs import Progress, Working, kept_for_the_end, prepare, tell
-from graft.studies.shrinking.measuring import measuring
-from graft.studies.shrinking.networks import TUNED, prepared_trunk
-from graft.studies.shrinking.pooled import MOST_DEPTHS, depths_to_try
-from graft.studies.shrinking.students import (
-    STUDENT_VIEWS,
-    WIDTHS,
-    student_design,
-    student_geometry,
-    view_count,
+from graft.studies.shrinking.costs import (
+    Purse,
+    calibrated_cost,
+    coded_cost,
+    depths_cost,
+    smaller_input_cost,
+    student_cost,
 )
+from graft.studies.shrinking.measuring import measuring
+from graft.studies.shrinking.networks import prepared_trunk
+from graft.studies.shrinking.pooled import depths_to_try
+from graft.studies.shrinking.students import WIDTHS, student_geometry
 from graft.studies.shrinking.told import full_size, score_of, signed, told_of
 from graft.studies.shrinking.variants import Variant, kind_of, shrunk_recipe, variant_of
+from graft.studies.shrinking.worth import (
+    is_eight,
+    is_float,
+    is_frozen,
+    is_trained,
+    same_network,
+    trained_candidates,
+    worth_quantising,
+    worth_thinning,
+)
 from graft.studies.symmetry import ask_the_best
 
 TOLERANCE = 0.01
@@ -62,35 +73,8 @@ SHARE = 0.1  # of the budget
 SCREENING = 0.5  # of that at most for what is not yet in 8 bits
 SMALLER_INPUTS = (160, 128, 96)
 THIN_SHARES = (0.65, 0.45)
-TRAINED = (*TUNED, "scratch")
-SMALL_CNN, SMALL_CNN_GMACS = "small_cnn", 0.035
-MOST_TRAINED = 3  # of the candidates that were trained are brought to 8 bits
 MOST_CODED = 3  # of those in 8 bits get 4-bit weights, each time
 CODING_LOSS = 2.0  # tolerances below the best full-size candidate, 8 bits are worth 4-bit weights
-# Seconds to plan with, on one thread of any machine: 10^9 multiply-adds (and of a training's forward passes), quantising,
-# opening a trained network, a head on 1,000 images, a view.
-SECONDS_PER_GMAC, TRAINING_PER_GMAC, QUANTISING, OPENING, HEAD, VIEW = 0.015, 0.1, 7.0, 3.0, 0.5, 0.003
-CODING = 5.0  # more than quantising: 4 bits are rounded on more images
-
-
-@dataclass(slots=True)
-class Purse:
-    """Seconds to spend, as far as steps are predicted to cost; `until` is the clock's word, on a machine that is slow."""
-
-    seconds: float
-    until: float = math.inf
-
-    @property
-    def empty(self) -> bool:
-        """Whether the time is over, whatever was planned."""
-        return monotonic() > self.until
-
-    def pays(self, cost: float) -> bool:
-        """Whether the step is affordable; if so, it is paid."""
-        if cost > self.seconds or self.empty:
-            return False
-        self.seconds -= cost
-        return True
 
 
 def shrink_rung(
@@ -106,34 +90,35 @@ def shrink_rung(
     else:
         whole, until = seconds, monotonic() + seconds
     yield Event("stage", "Shrinking: smaller models on the same folds")
+    screening, purse = Purse(SCREENING * whole, until), Purse((1 - SCREENING) * whole, until)
     try:
-        yield from _steps(frame, done, whole, until, tolerance)
+        yield from _steps(frame, done, screening, purse, tolerance)
     finally:  # what is measured is told, also where the rung is left half-way
-        done.extras["shrink"] = told_of(frame, done.trials, tolerance=tolerance)
+        told = told_of(frame, done.trials, tolerance=tolerance)
+        done.extras["shrink"] = told | {"unpaid": screening.refused + purse.refused}
     yield from tell(done, done.extras["shrink"]["sentence"])
     yield Event("board", "shrunk", board=board(frame, done.trials))
 
 
-def _steps(frame: Frame, done: Progress, whole: float, until: float, tolerance: float) -> Working:
-    """All steps that `whole` seconds pay and the clock allows."""
-    screening = Purse(SCREENING * whole, until)
+def _steps(frame: Frame, done: Progress, screening: Purse, purse: Purse, tolerance: float) -> Working:
+    """All steps that are paid: by `screening` before 8 bits, then by `purse` and what was left of it."""
     best = best_frozen(frame, done.trials)
     frozen = best is not None and best.model_bytes is not None
     before = {id(trial) for trial in done.trials}
     if best is not None and frozen:
         yield from _smaller_inputs(frame, done, best, screening)
         yield from _several_depths(frame, done, screening)
-    purse = Purse((1 - SCREENING) * whole + screening.seconds, until)
-    first, later = _worth_quantising(frame, done.trials, tolerance) if frozen else ([], [])
+    purse.seconds += screening.seconds
+    first, later = worth_quantising(frame, done.trials, tolerance) if frozen else ([], [])
     for trial in first:
         yield from _in_8_bits(frame, done, trial, purse)
     yield from _in_4_bits(frame, done, tolerance, purse)
-    for trial in _trained_candidates(frame, done.trials):
+    for trial in trained_candidates(frame, done.trials):
         yield from _in_8_bits(frame, done, trial, purse)
     for share in THIN_SHARES if frozen else ():
-        for trial in _worth_thinning(frame, done.trials, before):
+        for trial in worth_thinning(frame, done.trials, before):
             variant = replace(variant_of(trial), share=share, precision="int8")
-            if _known(frame, done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
+            if _known(frame, done, trial, variant) or purse.pays(calibrated_cost(frame, trial)):
                 yield from _measured(frame, done, trial, variant, purse)
     for trial in later:
         yield from _in_8_bits(frame, done, trial, purse)
@@ -143,7 +128,7 @@ def _steps(frame: Frame, done: Progress, whole: float, until: float, tolerance: 
 
 def _in_8_bits(frame: Frame, done: Progress, trial: Trial, purse: Purse) -> Working:
     variant = replace(variant_of(trial), precision="int8")
-    if _known(frame, done, trial, variant) or purse.pays(_calibrated_cost(frame, trial)):
+    if _known(frame, done, trial, variant) or purse.pays(calibrated_cost(frame, trial)):
         yield from _measured(frame, done, trial, variant, purse)
 
 
@@ -151,26 +136,17 @@ def _in_4_bits(frame: Frame, done: Progress, tolerance: float, purse: Purse) -> 
     """Those in 8 bits that (nearly) hold, the best first, by what they were made from, too: 4 bits cost some more."""
     reference = max(signed(frame, t) for t in done.trials if full_size(t))
     by_name = {trial.recipe.name: trial for trial in done.trials}
-    worth = [t for t in done.trials if _eight(t) and signed(frame, t) >= reference - CODING_LOSS * tolerance]
+    worth = [
+        t for t in done.trials if is_eight(t) and signed(frame, t) >= reference - CODING_LOSS * tolerance
+    ]
 
     def promise(trial: Trial) -> float:
         return signed(frame, trial) + signed(frame, by_name[trial.about["shrunk"]["from"]])
 
     for trial in sorted(worth, key=lambda t: -promise(t))[:MOST_CODED]:
         variant = replace(variant_of(trial), precision="int4")
-        cost = _calibrated_cost(frame, _origin(done.trials, trial)) + frame.folds.count * CODING
-        if _known(frame, done, trial, variant) or purse.pays(cost):
+        if _known(frame, done, trial, variant) or purse.pays(coded_cost(frame, _origin(done.trials, trial))):
             yield from _measured(frame, done, trial, variant, purse)
-
-
-def _trained_candidates(frame: Frame, trials: Sequence[Trial]) -> list[Trial]:
-    """What was fine-tuned or trained from scratch: the best, and those that nothing smaller is better than."""
-    trained = [trial for trial in trials if _trained(trial)]
-    front = _front(trained, lambda trial: signed(frame, trial))
-    ordered = sorted(trained, key=lambda trial: -signed(frame, trial))
-    return list({trial.recipe.key: trial for trial in [*ordered[:1], *reversed(front)]}.values())[
-        :MOST_TRAINED
-    ]
 
 
 def _students(frame: Frame, done: Progress, purse: Purse) -> Working:
@@ -178,14 +154,14 @@ def _students(frame: Frame, done: Progress, purse: Purse) -> Working:
     teachers = [
         trial
         for trial in done.trials
-        if _frozen(trial) or _float(trial) or (_trained(trial) and trial.recipe.strategy != "scratch")
+        if is_frozen(trial) or is_float(trial) or (is_trained(trial) and trial.recipe.strategy != "scratch")
     ]
     teacher = max(teachers, key=lambda trial: signed(frame, trial), default=None)
     if teacher is None:
         return
     for width in WIDTHS:
         variant = replace(variant_of(teacher), student=width)
-        if not _known(frame, done, teacher, variant) and not purse.pays(_student_cost(frame, teacher, width)):
+        if not _known(frame, done, teacher, variant) and not purse.pays(student_cost(frame, teacher, width)):
             continue
         yield from ask_the_best(frame, done.trials)
         yield from prepare(frame, [student_geometry(teacher)])
@@ -194,7 +170,7 @@ def _students(frame: Frame, done: Progress, purse: Purse) -> Working:
         made = next((trial for trial in done.trials if trial.recipe == recipe), None)
         small = replace(variant, precision="int8")
         if made is not None and (
-            _known(frame, done, teacher, small) or purse.pays(_calibrated_cost(frame, made))
+            _known(frame, done, teacher, small) or purse.pays(calibrated_cost(frame, made))
         ):
             yield from _measured(frame, done, made, small, purse)
 
@@ -204,12 +180,11 @@ def _smaller_inputs(frame: Frame, done: Progress, best: Trial, purse: Purse) -> 
     entry = find(best.recipe.backbone, shelf(frame.folder))
     for size in (size for size in SMALLER_INPUTS if size < best.recipe.geometry.size):
         geometry = replace(best.recipe.geometry, size=size)
-        gmacs = _gmacs(frame, best) * (size / best.recipe.geometry.size) ** 2
-        cost = (
-            5.0 + len(frame.dataset) * gmacs * SECONDS_PER_GMAC / 4 + best.taps * frame.folds.count * HEAD / 4
-        )
-        known = any(trial.recipe.geometry == geometry and _same_network(trial, best) for trial in done.trials)
-        if known or not (_journalled(frame, f"{entry.name}/", f"@{size}px") or purse.pays(cost)):
+        known = any(trial.recipe.geometry == geometry and same_network(trial, best) for trial in done.trials)
+        if known or not (
+            _journalled(frame, f"{entry.name}/", f"@{size}px")
+            or purse.pays(smaller_input_cost(frame, best, size))
+        ):
             continue
         yield Event("progress", f"{entry.name} at {size} px", remaining_seconds=frame.remaining_seconds())
         yield from prepare(frame, [geometry])
@@ -236,22 +211,20 @@ def _several_depths(frame: Frame, done: Progress, purse: Purse) -> Working:
     """Every network cut at some waists, each read together with waists below it: the cheap networks first."""
     deepest: dict[tuple[str, str], Trial] = {}
     for trial in done.trials:
-        if _frozen(trial) and trial.model_bytes is not None:
+        if is_frozen(trial) and trial.model_bytes is not None:
             key = trial.recipe.backbone, trial.recipe.geometry.key + trial.recipe.look
             known = deepest.get(key)
             if known is None or trial.tap_index > known.tap_index:
                 deepest[key] = trial
-    heads = 2 * MOST_DEPTHS * frame.folds.count * HEAD * (len(frame.rows) / 1_000) ** 2
     for trial in sorted(deepest.values(), key=lambda t: (t.model_bytes or 0, t.recipe.name)):
         read = any(
-            _float(other)
+            is_float(other)
             and other.recipe.strategy == "shrunk"
             and other.about["shrunk"]["base"] == trial.recipe.name
             for other in done.trials
         )
         read = read or _journalled(frame, f"{trial.recipe.name}+depths:")
-        cost = OPENING + len(frame.dataset) * _gmacs(frame, trial) * SECONDS_PER_GMAC + heads
-        if not read and not purse.pays(cost):
+        if not read and not purse.pays(depths_cost(frame, trial)):
             continue
         text = f"{trial.recipe.name}: looking for depths to read"
         yield Event("progress", text, remaining_seconds=frame.remaining_seconds())
@@ -306,99 +279,7 @@ def _journalled(frame: Frame, begin: str, end: str = "") -> bool:
     return any(name.startswith(begin) and name.endswith(end) for name in names)
 
 
-def _worth_quantising(
-    frame: Frame, trials: Sequence[Trial], tolerance: float
-) -> tuple[list[Trial], list[Trial]]:
-    """What is likely to be the smallest within the tolerance, and the best; and, for later, those on the curve below.
-
-    8 bits cost something, too: first comes the smallest that has half of the tolerance left.
-    """
-    usable = [t for t in trials if _frozen(t) or _float(t)]
-    front = _front(usable, lambda trial: signed(frame, trial))
-    reference = max(signed(frame, t) for t in trials if full_size(t))
-    within = [t for t in front if signed(frame, t) >= reference - tolerance]
-    below = sorted((t for t in front if t not in within), key=lambda t: -signed(frame, t))
-    best = max(usable, key=lambda t: signed(frame, t))
-    safe = [t for t in within if signed(frame, t) >= reference - tolerance / 2]
-    first = {trial.recipe.key: trial for trial in [*safe[:1], *within[:2], *below[:1], best]}
-    return list(first.values()), [trial for trial in below if trial.recipe.key not in first]
-
-
-def _worth_thinning(frame: Frame, trials: Sequence[Trial], before: set[int]) -> list[Trial]:
-    """The best frozen tap, and the best network read at several depths."""
-    frozen = [t for t in trials if id(t) in before and _frozen(t) and t.model_bytes is not None]
-    read = [t for t in trials if _float(t)]
-    found = [max(kind, key=lambda t: signed(frame, t)) for kind in (frozen, read) if kind]
-    lower = [t for t in frozen if _same_network(t, found[0]) and t.tap_index == found[0].tap_index - 1]
-    return [*found[:1], *lower, *found[1:]]
-
-
-def _front(trials: Sequence[Trial], score: Callable[[Trial], float]) -> list[Trial]:
-    """Those that nothing smaller is better than, the smallest first."""
-    front: list[Trial] = []
-    for trial in sorted(trials, key=lambda t: (t.model_bytes or 0, -score(t))):
-        if not front or score(trial) > score(front[-1]):
-            front.append(trial)
-    return front
-
-
 def _origin(trials: Sequence[Trial], trial: Trial) -> Trial:
     """The trial a shrunk one was made from in the end: frozen, or trained."""
     name = trial.about["shrunk"]["base"] if "shrunk" in trial.about else trial.recipe.name
     return next(one for one in trials if one.recipe.name == name)
-
-
-def _calibrated_cost(frame: Frame, trial: Trial) -> float:
-    opening = 0.0 if _frozen(trial) or _float(trial) else OPENING
-    per_fold = QUANTISING + opening + HEAD + len(frame.dataset) * _gmacs(frame, trial) * SECONDS_PER_GMAC
-    return frame.folds.count * per_fold
-
-
-def _student_cost(frame: Frame, teacher: Trial, width: int) -> float:
-    """A tuned teacher is asked in every fold, a frozen one once."""
-    asked = frame.folds.count if _trained(teacher) else 1
-    views = (
-        len(frame.rows)
-        * (1 + view_count(len(frame.rows), teacher))
-        * (VIEW + _gmacs(frame, teacher) * SECONDS_PER_GMAC)
-    )
-    gmacs = student_design(frame, teacher, width).multiply_adds / 1e9
-    return asked * views + frame.folds.count * STUDENT_VIEWS * gmacs * TRAINING_PER_GMAC
-
-
-def _gmacs(frame: Frame, trial: Trial) -> float:
-    """10^9 multiply-adds of the whole network at the trial's input size."""
-    if trial.recipe.backbone == SMALL_CNN:
-        return SMALL_CNN_GMACS
-    entry = find(trial.recipe.backbone, shelf(frame.folder))
-    return (entry.gmacs or 0.5) * (trial.recipe.geometry.size / entry.input.size) ** 2
-
-
-def _frozen(trial: Trial) -> bool:
-    return trial.recipe.strategy == "frozen" and trial.complete and trial.model_bytes is not None
-
-
-def _trained(trial: Trial) -> bool:
-    return trial.recipe.strategy in TRAINED and trial.complete and trial.model_bytes is not None
-
-
-def _float(trial: Trial) -> bool:
-    """Whether it is a frozen network read at several depths."""
-    return (
-        trial.recipe.strategy in ("depths", "shrunk")
-        and trial.complete
-        and variant_of(trial).deepest is not None
-        and not variant_of(trial).student
-        and not variant_of(trial).calibrated
-    )
-
-
-def _eight(trial: Trial) -> bool:
-    """Whether it is in 8 bits and no student, whose layers are small."""
-    if trial.recipe.strategy != "shrunk" or not trial.complete:
-        return False
-    return variant_of(trial).precision == "int8" and not variant_of(trial).student
-
-
-def _same_network(one: Trial, other: Trial) -> bool:
-    return one.recipe.backbone == other.recipe.backbone and one.recipe.look == other.recipe.look

@@ -65,9 +65,10 @@ def within_tolerance(told: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def smallest_of(told: Mapping[str, Any], points: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The smallest of `points`; where smaller models are better than the reference, the tolerance counts from the best."""
-    sign = METRICS[told["metric"]].sign
-    top = max(sign * point["score"] for point in within_tolerance(told))
+    """The smallest of `points`; where smaller models are better than the reference, the tolerance counts from the best of
+    those that are no larger."""
+    sign, most = METRICS[told["metric"]].sign, told["reference"]["bytes"]
+    top = max(sign * point["score"] for point in within_tolerance(told) if point["bytes"] <= most)
     near = [point for point in points if top - sign * point["score"] <= told["tolerance"]]
     return min(near or points, key=lambda point: (point["bytes"], point["latency_ms"] or 0.0))
 

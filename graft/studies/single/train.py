@@ -27,12 +27,13 @@ from graft.images.issues import write_check
 from graft.images.scan import inspecting
 from graft.store import Store
 from graft.studies import results
+from graft.studies.ending import finishing
 from graft.studies.frame import Event, Frame
 from graft.studies.journal import Journal
 from graft.studies.place import claim, refuse_place, sweep, write_run
 from graft.studies.predictions import measured
 from graft.studies.rungs import Progress, Working, tell
-from graft.studies.search import about_images, finishing, looked_at
+from graft.studies.search import about_images, looked_at
 from graft.studies.single.candidate import (
     Candidate,
     augmentation_for,

@@ -6,7 +6,7 @@ their probabilities is its answer. Every finished (run, fold) is in the journal 
 so a kill costs at most one epoch. A further seed is begun where the budget pays as many seconds as the first one took and
 the last fit; it counts where the clock cut off none of its trainings that it let the first seed end.
 
-Not covered: the last fit (`graft.studies.single.last_fit`); choosing, testing, packing (`graft.studies.search`).
+Not covered: the last fit (`graft.studies.single.last_fit`); choosing, testing, packing (`graft.studies.ending`).
 """
 
 from __future__ import annotations
