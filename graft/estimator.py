@@ -24,7 +24,7 @@ Not covered: sample weights, several labels per image, incremental fitting, spar
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Float32
@@ -52,6 +52,9 @@ from graft.estimator_input import (
 )
 from graft.estimator_records import Given, Model, Wish
 from graft.estimator_training import LOSSES
+from graft.images.augmentations import STRENGTHS
+from graft.learning.heads import HeadKind
+from graft.learning.tune_settings import BatchNorm
 
 FAILED_CHECKS: dict[str, str] = {}
 
@@ -60,8 +63,18 @@ CHOICES = {
     "input": INPUTS,
     "framing": ("auto", "crop", "squash", "pad"),
     "balance": tuple(LOSSES),
+    "head": get_args(HeadKind),
+    "batch_norm": get_args(BatchNorm),
+    "augment": STRENGTHS,
     "device": DEVICES,
 }
+
+
+WHOLE = {
+    **{"size": (8, 2048), "epochs": (1, 100_000), "batch_size": (4, 4096)},
+    **{"patience": (1, 100_000), "threads": (1, 1024)},
+}
+REAL = {"lr": (1e-8, 1.0), "mixup": (0.0, 10.0)}
 
 
 class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClassifierMixin, BaseEstimator):
@@ -87,6 +100,15 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
         also the words of `graft train`: "weights" (root), "sampler" (full) and "logit".
     epochs : the most passes over the images, at least 1; None: by the number of images. Training stops earlier where a
         kept-back part (15 %) has not improved for some epochs.
+    lr : the learning rate of the network's last stage, over 0 and at most 1 (the head's and the lower stages' follow as by
+        default); from scratch of everything; None: the default.
+    batch_size : images in a step, 4 to 4096; None: 32.
+    patience : epochs without a better log loss before training stops, at least 1; None: the default.
+    mixup : the parameter of the beta distribution that pairs of images are mixed with, 0 (none) to 10.
+    head : with "finetuned", what is trained behind the tap: "ridge" (linear, begun as a ridge head), "linear" or "mlp" (one
+        hidden layer), begun afresh.
+    batch_norm : with "finetuned", the statistics of batch normalisation: "frozen", "train" or "reestimate".
+    augment : with "finetuned", how strongly the views differ: "none", "light", "medium" or "strong".
     image_shape : (height, width) or (height, width, channels) of the images whose rows a table holds; one may be -1.
     value_range : None: uint8, whole numbers 0..255 or floats 0..1, checked; (lowest, highest): what becomes black and
         white; "fit": the least and the greatest value of the training images.
@@ -115,6 +137,13 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
         size: Any = None,
         balance: Any = "auto",
         epochs: Any = None,
+        lr: Any = None,
+        batch_size: Any = None,
+        patience: Any = None,
+        mixup: Any = 0.0,
+        head: Any = "ridge",
+        batch_norm: Any = "frozen",
+        augment: Any = "light",
         image_shape: Any = None,
         value_range: Any = None,
         random_state: Any = 0,
@@ -131,6 +160,13 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
         self.size = size
         self.balance = balance
         self.epochs = epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.patience = patience
+        self.mixup = mixup
+        self.head = head
+        self.batch_norm = batch_norm
+        self.augment = augment
         self.image_shape = image_shape
         self.value_range = value_range
         self.random_state = random_state
@@ -214,11 +250,23 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
             )
         if self.strategy == "scratch" and self.input not in ("rgb", "gray"):
             raise ParameterError(f"input={self.input!r}: from scratch, choose rgb or gray.")
-        for name, low, high in (("size", 8, 2048), ("epochs", 1, 100_000), ("threads", 1, 1024)):
+        for name, (low, high) in WHOLE.items():
             value = getattr(self, name)
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            if value is not None and not (whole and low <= value <= high):
+            if value is not None and not (_whole(value) and low <= value <= high):
                 raise ParameterError(f"{name}={value!r}: give a whole number from {low} to {high}, or None.")
+        for name, (lowest, highest) in REAL.items():
+            value = getattr(self, name)
+            number = isinstance(value, (float, np.floating)) or _whole(value)
+            if not (number and lowest <= value <= highest) and not (name == "lr" and value is None):
+                raise ParameterError(f"{name}={value!r}: give a number from {lowest:g} to {highest:g}.")
+        if not isinstance(self.backbone, str):
+            raise ParameterError(f"backbone={self.backbone!r}: give the name of a network, or 'auto'.")
+        if isinstance(self.tap, bool) or not isinstance(self.tap, (str, int, np.integer)):
+            raise ParameterError(f"tap={self.tap!r}: give the name or the number of a stage, or 'auto'.")
+        if _whole(self.random_state) and not 0 <= self.random_state < 2**32:
+            raise ParameterError(
+                f"random_state={self.random_state}: give a whole number from 0 to 4294967295."
+            )
         try:
             compute = choose(self.device)
         except SettingsError:
@@ -232,12 +280,19 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
             weights=self.weights,
             strategy=self.strategy,
             freeze=str(self.freeze),
-            tap=self.tap,
+            tap=self.tap if isinstance(self.tap, str) else int(self.tap),
             input=self.input,
             fit=self.framing,
             size=None if self.size is None else int(self.size),
             balance=self.balance,
             epochs=None if self.epochs is None else int(self.epochs),
+            lr=None if self.lr is None else float(self.lr),
+            batch_size=None if self.batch_size is None else int(self.batch_size),
+            patience=None if self.patience is None else int(self.patience),
+            head=self.head,
+            batch_norm=self.batch_norm,
+            augment=self.augment,
+            mixup=float(self.mixup),
             seed=int(check_random_state(self.random_state).randint(2**20))
             if not isinstance(self.random_state, (int, np.integer))
             else int(self.random_state),
@@ -248,7 +303,7 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
         """Images and labels for learning."""
         if is_table(X):
             table, targets = validate_data(self, X, y, ensure_min_samples=2)
-            check_classification_targets(targets)
+            _check_labels(targets)
             return from_table(table, self.image_shape), targets
         pictures = as_pictures(X)
         if y is None:
@@ -257,7 +312,7 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
             )
         targets = _check_y(y)
         check_consistent_length(pictures, targets)
-        check_classification_targets(targets)
+        _check_labels(targets)
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self, name):
                 delattr(self, name)
@@ -265,11 +320,26 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
 
     def _run(self, X: Any, output: str) -> Float32[np.ndarray, "n w"]:
         check_is_fitted(self)
+        if isinstance(X, (list, tuple)) and not X:
+            raise InputError("X holds no images (0 sample(s)); give at least one.")
         table = is_table(X)
         pictures = (
             from_table(validate_data(self, X, reset=False), self.image_shape) if table else as_pictures(X)
         )
         return self._session.run(output, pictures, self._model, self._span)
+
+
+def _check_labels(targets: np.ndarray) -> None:
+    try:
+        check_classification_targets(targets)
+    except TypeError:
+        raise InputError(
+            "y holds labels of kinds that cannot be sorted together, or None. Give numbers or texts, one for every image."
+        ) from None
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 class _Session:

@@ -139,14 +139,17 @@ def _taps(
     work = extracted(trunk, pixels, key, store=store, compute=wish.compute, folder=folder, reach=reach)
     return [
         Probe(trunk, tap, pixels, key, np.asarray(work.tap(tap.index), np.float32))
-        for tap in _open_taps(trunk, wish.tap)
+        for tap in _open_taps(trunk, wish)
     ]
 
 
-def _open_taps(trunk: TrunkFile, wanted: str | int) -> Sequence[TapRow]:
+def _open_taps(trunk: TrunkFile, wish: Wish) -> Sequence[TapRow]:
+    """The taps to choose from: where a part is frozen to be trained behind, those above it."""
+    names, wanted = [tap.name for tap in trunk.taps], wish.tap
     if wanted == "auto":
-        return trunk.taps
-    names = [tap.name for tap in trunk.taps]
+        frozen = wish.freeze if wish.strategy == "finetuned" else "none"
+        least = names.index(frozen) if frozen in names else -1 if frozen.isdigit() and int(frozen) else 0
+        return trunk.taps[least:]
     if isinstance(wanted, (int, np.integer)) and -len(names) <= wanted < len(names):
         return [trunk.taps[int(wanted)]]
     if wanted in names:

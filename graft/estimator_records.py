@@ -19,8 +19,11 @@ from graft.backbones.trunks import TapRow, TrunkFile
 from graft.backbones.weights import WeightsFolder, held
 from graft.compute import Compute
 from graft.estimator_input import Pictures, Span
+from graft.images.augmentations import Strength
 from graft.images.dataset import Preprocess
 from graft.learning import ridge
+from graft.learning.heads import HeadKind
+from graft.learning.tune_settings import BatchNorm
 
 Fit = Literal["crop", "squash", "pad"]
 
@@ -41,6 +44,13 @@ class Wish:
     size: int | None
     balance: str
     epochs: int | None
+    lr: float | None
+    batch_size: int | None
+    patience: int | None
+    head: HeadKind
+    batch_norm: BatchNorm
+    augment: Strength
+    mixup: float
     seed: int
     compute: Compute
 

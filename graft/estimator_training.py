@@ -61,6 +61,7 @@ def tuned_model(
     from graft.learning.cutting import cut_at
     from graft.learning.finetune import TuneSettings, tune
     from graft.learning.prefix import caching, strengthened
+    from graft.learning.range_test import with_rate
 
     reach = reach_of(probe.trunk.entry, folder)
     opened = reopened(probe.trunk, folder=folder, reach=reach)
@@ -79,9 +80,17 @@ def tuned_model(
     cutting = replace(cutting, trained=learning)
     for name, weight in cutting.tail.network.named_parameters():
         weight.requires_grad_(name in learning)
-    settings = TuneSettings(cut=freeze.cut, balance=LOSSES[wish.balance])
-    if wish.epochs is not None:
-        settings = replace(settings, epochs=wish.epochs)
+    settings = TuneSettings(
+        cut=freeze.cut,
+        balance=LOSSES[wish.balance],
+        head=wish.head,
+        batch_norm=wish.batch_norm,
+        augment=wish.augment,
+        mixup=wish.mixup,
+        **_given_numbers(wish),
+    )
+    if wish.lr is not None:
+        settings = with_rate(settings, wish.lr, default=settings)
     rows = np.arange(len(given.targets))
     source = _last(
         caching(
@@ -135,6 +144,12 @@ def tuned_model(
         expected=tuned.head.probabilities(read),
         frozen=None,
     )
+
+
+def _given_numbers(wish: Wish) -> dict[str, Any]:
+    """Those that are not left to the default."""
+    given = {"epochs": wish.epochs, "batch_size": wish.batch_size, "patience": wish.patience}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _suited(
@@ -213,9 +228,9 @@ def scratch_model(given: Given, wish: Wish) -> Model:
     if wish.fit != "auto":
         geometry = replace(geometry, fit=fit_of(wish.fit))
     pixels = pixels_of(given.items, geometry, given.span, threads=wish.compute.threads)
-    settings = TrainingSettings(balance=LOSSES[wish.balance])
-    if wish.epochs is not None:
-        settings = replace(settings, epochs=wish.epochs)
+    settings = TrainingSettings(balance=LOSSES[wish.balance], mixup=wish.mixup, **_given_numbers(wish))
+    if wish.lr is not None:
+        settings = replace(settings, learning_rate=wish.lr)
     trained = _last(
         train(
             pixels,

@@ -26,7 +26,7 @@ from graft.estimator import FAILED_CHECKS, GraftClassifier
 from graft.estimator_input import ParameterError, from_table, is_table, pixels_of, span_of
 from graft.images.augmentations import Augmentation
 from graft.images.dataset import Preprocess
-from graft.learning import prefix
+from graft.learning import finetune, prefix
 
 QUICK: dict[str, Any] = {"size": 32, "framing": "squash", "tap": -1, "threads": 1}
 STRIPS = GraftClassifier(size=16, framing="squash", tap=-1, threads=1, image_shape=(1, -1), value_range="fit")
@@ -164,6 +164,33 @@ def test_views_are_mirrored_only_where_the_backbone_allows_it(monkeypatch: pytes
     assert "mirror" not in seen[0].symmetries
 
 
+def test_how_it_is_trained_can_be_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Any, ...]] = []
+    real = finetune.tune
+
+    def watched(*given: Any, settings: Any, **more: Any) -> Any:
+        rates = settings.trunk_rate, round(settings.head_rate / settings.trunk_rate, 6)
+        seen.append((settings.head, settings.batch_size, settings.patience, settings.batch_norm, *rates))
+        seen[-1] += settings.augment, settings.mixup, settings.epochs
+        return real(*given, settings=settings, **more)
+
+    monkeypatch.setattr(finetune, "tune", watched)
+    model = GraftClassifier(**QUICK, strategy="finetuned", epochs=1, batch_size=8, patience=3, mixup=0.2)
+    grid = {"head": ["mlp"], "lr": [1e-3, 3e-3], "batch_norm": ["train"], "augment": ["medium"]}
+    search = GridSearchCV(model, grid, cv=2, refit=False).fit(IMAGES, LABELS)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    rates = {one[4] for one in seen}
+    assert rates == {1e-3, 3e-3} and len(seen) == 4 and len({one[5] for one in seen}) == 1
+    assert {one[:4] + one[6:] for one in seen} == {("mlp", 8, 3, "train", "medium", 0.2, 1)}
+
+
+def test_a_search_over_what_is_frozen_reads_above_it() -> None:
+    model = GraftClassifier(size=32, framing="squash", threads=1, strategy="finetuned", epochs=1)
+    grid = {"freeze": ["blocks.1", "blocks.4", 12, "none"]}
+    search = GridSearchCV(model, grid, cv=2, refit=False, error_score="raise").fit(IMAGES, LABELS)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
 def test_two_images_are_enough_to_be_trained_on() -> None:
     model = GraftClassifier(**QUICK, strategy="finetuned", epochs=1).fit(IMAGES[:2], LABELS[:2])
     assert set(model.predict(IMAGES[:2])) <= {"left", "right"}
@@ -233,6 +260,18 @@ def test_what_is_no_image_is_told_in_a_sentence(images: Any, told: str) -> None:
         ("device", "tpu", "cuda"),
         ("value_range", (1, 1), "lowest, highest"),
         ("freeze", "roof", "all, none"),
+        ("backbone", None, "name of a network"),
+        ("tap", True, "number of a stage"),
+        ("random_state", -5, "0 to 4294967295"),
+        ("random_state", 2**63, "0 to 4294967295"),
+        ("lr", 0.0, "1e-08 to 1"),
+        ("lr", float("nan"), "1e-08 to 1"),
+        ("mixup", None, "0 to 10"),
+        ("batch_size", 1, "4 to 4096"),
+        ("patience", True, "1 to 100000"),
+        ("head", "big", "ridge, linear, mlp"),
+        ("batch_norm", "off", "frozen, train, reestimate"),
+        ("augment", 3, "none, light, medium, strong"),
     ],
 )
 def test_a_bad_parameter_names_the_valid_values(name: str, value: Any, told: str) -> None:
@@ -270,6 +309,8 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         model.fit(IMAGES[:4], ["a"] * 4)
     with pytest.raises(ValueError, match="inconsistent numbers"):
         model.fit(IMAGES[:4], ["a", "b", "a"])
+    with pytest.raises(ValueError, match="sorted together"):
+        model.fit(IMAGES[:4], ["a", "b", None, "a"])
     with pytest.raises(ValueError, match="requires y"):
         model.fit(IMAGES[:4], None)
     with pytest.raises(NotFittedError):

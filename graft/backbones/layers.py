@@ -107,9 +107,10 @@ def frozen_by(
         frozen = countable[: int(wanted)]
     else:
         listed = ", ".join(stages) or "it has none"
+        where = f"up to {stages[-1]}, which the head reads" if stages else "of this network"
         raise SettingsError(
             f"{given or f'--freeze {freeze}'}: give all, none, how many of the first layers stay as they are (0 to "
-            f"{len(countable)}), or a stage of this network: {listed}."
+            f"{len(countable)}), or a stage {where}: {listed}."
         )
     learning = {layer.stage for layer in layers[len(frozen) :] if layer.stage in stages}
     first = next((place for place, stage in enumerate(stages) if stage in learning), len(stages))

@@ -6,7 +6,8 @@ that are not clearly worse go through the others, the best first. Every finished
 finished epoch in a checkpoint, so a kill costs at most one epoch.
 
 What is tried is a function of the images, the networks and the budget; how long it takes is then predicted from a few
-steps on this machine. Only where the clock runs out before the plan does, the study depends on it, and says so.
+steps on this machine. Only where it is slower than such a plan assumes, the study depends on the clock, and says so: the last
+of the plan are left out, so that the time is there for one that wins to be measured on all folds.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ else:
     Tuned = Any
 
 SURVIVORS = "tuning_survivors.v2"
+PAID = "tuning_paid"
 APART = 10_000_000  # between the random seeds of two trainings of one recipe
+SLACK = 1.3  # times what is left may be predicted: predictions are within 30 %
+TOO_SLOW = "this machine is too slow for it in this budget"
 SLOWER = 2.0  # times as long as predicted a fold may take, on a machine that became slower meanwhile
 NEARLY_ALL = 0.8  # of its share is left when the rung begins, or the plan is made for what is left
 UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
@@ -60,13 +64,15 @@ UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
 
 @dataclass(slots=True)
 class Tuning:
-    """The rung at work: `trials` by recipe, `rows` of the plan, and the network that was used last."""
+    """The rung at work: `trials` by recipe, `rows` of the plan, the keys that are `paid` by the clock, too, and the network
+    that was used last."""
 
     frame: Frame
     plan: TuningPlan
     until: float
     rows: list[dict[str, Any]]
     trials: dict[str, Trial] = field(default_factory=dict)
+    paid: list[str] = field(default_factory=list)
     bench: tuple[str, Bench] | None = None
 
     @property
@@ -96,8 +102,10 @@ def finetuning(
     yield from _forecast(work)
     with ExitStack() as at_end:
         at_end.callback(lambda: trials.extend(work.trials.values()))
+        yield from _paid_by_the_clock(work)
         for option in plan.options:
-            yield from _folds(work, option, range(1))
+            if option.recipe.key in work.paid or _known_folds(frame, option):
+                yield from _folds(work, option, range(1))
         for option in _survivors(work):
             yield from _folds(work, option, range(1, max(plan.folds, _known_folds(frame, option))))
     for row in rows:
@@ -211,6 +219,8 @@ def _forecast(work: Tuning) -> Generator[Event, None, None]:
     for option in work.plan.options:
         row = _row(work, option)
         known = frame.journal.find("tuning_forecast", {"recipe": option.recipe.key})
+        if known is None and (frame.halt.is_set() or work.seconds_left <= 0):
+            continue  # it stays without a prediction, and is not begun
         if known is None:
             text = f"timing {option.recipe.name}"
             yield Event("progress", text, remaining_seconds=frame.remaining_seconds())
@@ -242,6 +252,39 @@ def _forecast(work: Tuning) -> Generator[Event, None, None]:
         )
 
 
+def _paid_by_the_clock(work: Tuning) -> Generator[Event, None, None]:
+    """Of the plan, in order, what there is time for as predicted on this machine: the one that takes longest on all folds
+    of the plan, and fitted once more, the others on one. At least one of those that were timed; journalled."""
+    frame, plan = work.frame, work.plan
+    decided = {"budget": budget_of(frame)}
+    known = frame.journal.find(PAID, decided)
+    if known is None:
+        paid: list[str] = []
+        caches = folds = longest = 0.0
+        for option in plan.options:
+            row = _row(work, option)
+            if row["fold_seconds"] is None:
+                break
+            one, through = row["fold_seconds"], max(longest, row["fold_seconds"])
+            spent = caches + row["cache_seconds"] + folds + one + through * (plan.folds - 1 + REFIT)
+            if paid and spent > SLACK * work.seconds_left:
+                break
+            caches, folds, longest = caches + row["cache_seconds"], folds + one, through
+            paid.append(option.recipe.key)
+        known = {**decided, "recipes": paid}
+        if not frame.halt.is_set():
+            frame.journal.append(PAID, known)
+    work.paid = list(known["recipes"])
+    left = [option for option in plan.options if option.recipe.key not in work.paid]
+    for option in left:
+        _row(work, option)["decision"] = TOO_SLOW
+    if left and not frame.halt.is_set():
+        names = ", ".join(option.recipe.name for option in left)
+        yield Event(
+            "notice", f"This machine is slower than the plan assumed, so these are left out: {names}."
+        )
+
+
 def _row(work: Tuning, option: Option) -> dict[str, Any]:
     return next(row for row in work.rows if row["id"] == option.recipe.name)
 
@@ -252,8 +295,9 @@ def _folds(work: Tuning, option: Option, folds: range) -> Generator[Event, None,
     for fold in folds:
         known = frame.journal.fold(key, fold)
         if known is None:
-            if not work.pays(row["fold_seconds"]):
-                yield Event("notice", f"{option.recipe.name}: the time was over after {_count(fold)}.")
+            if row["fold_seconds"] is None or not work.pays(row["fold_seconds"]):
+                why = frame.ended if frame.halt.is_set() else "the time was over"
+                yield Event("notice", f"{option.recipe.name}: {why} after {_count(fold)}.")
                 break
             if work.bench is None or work.bench[0] != key:
                 begun = frame.journal.elapsed_seconds()
@@ -262,7 +306,7 @@ def _folds(work: Tuning, option: Option, folds: range) -> Generator[Event, None,
                 row["predicted_seconds"] += row["cache_seconds"]
             known = yield from _fold(work, option, work.bench[1], fold)
         row["folds_done"] += 1
-        row["predicted_seconds"] = round(row["predicted_seconds"] + row["fold_seconds"], 2)
+        row["predicted_seconds"] = round(row["predicted_seconds"] + (row["fold_seconds"] or 0.0), 2)
         row["real_seconds"] = round(row["real_seconds"] + float(known[0]["seconds"]), 2)
         work.trials[key] = _trial(frame, option)
         row["batch_norm_policy"] = told(work.trials[key].curves)
@@ -341,9 +385,7 @@ def _survivors(work: Tuning) -> list[Option]:
     if known is not None:
         return [by_key[key] for key in known["recipes"] if key in by_key]
     recipes = _not_worse(work, list(by_key.values()))
-    if len(by_key) == len(
-        work.plan.options
-    ):  # else the time is over, and a longer one decides on all of them
+    if len(by_key) >= len(work.paid):  # else the time is over, and a longer one decides on all of them
         frame.journal.append(SURVIVORS, {**decided, "recipes": recipes})
     return [by_key[key] for key in recipes]
 

@@ -1,7 +1,8 @@
 """How long a fine-tuning will take on this machine: a few steps, timed.
 
 In: an `Option` and its cut network. Out: its `Cost` as measured. It predicts, and decides nothing: what is tried is
-planned without a clock. Cost: six training steps, two batches of views and one of answers.
+planned without a clock. Cost: up to five training steps, three batches of views and two of answers, of each at least one
+and, beyond it, no more than a second's worth.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 else:
     Cut = Any
 
-STEPS = 4
+STEPS, BATCHES = 4, 2
+ENOUGH_SECONDS = 1.0  # of steps, of views, of answers: no further one is timed after that
 
 
 def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
@@ -51,10 +53,9 @@ def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
             tuner.learn(torch.nn.functional.cross_entropy(tuner.logits(maps), labels), total=100)
 
         step()
-        step()
-        stepped = _mean_seconds(step, times=STEPS)
-        viewed = _mean_seconds(lambda: source.training(rows, torch.Generator().manual_seed(1)), times=2)
-        asked = _mean_seconds(lambda: float(tuner.answers(maps).sum()), times=2)
+        stepped = _mean_seconds(step, most=STEPS)
+        viewed = _mean_seconds(lambda: source.training(rows, torch.Generator().manual_seed(1)), most=BATCHES)
+        asked = _mean_seconds(lambda: float(tuner.answers(maps).sum()), most=BATCHES)
     per = 1 / len(rows)
     kept = cutting.prefix is not None and option.settings.views
     train, predict, view = (stepped, asked, viewed) if kept else (stepped + viewed, asked + viewed / 4, 0.0)
@@ -62,9 +63,10 @@ def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
     return Cost(train * per, predict * per, view * per, statistics * per)
 
 
-def _mean_seconds(work: Callable[[], object], *, times: int) -> float:
-    """The mean seconds of a call."""
-    begun = time.monotonic()
-    for _ in range(times):
+def _mean_seconds(work: Callable[[], object], *, most: int) -> float:
+    """The mean seconds of up to so many calls."""
+    begun, count = time.monotonic(), 0
+    while count < most and (not count or time.monotonic() - begun < ENOUGH_SECONDS):
         work()
-    return (time.monotonic() - begun) / times
+        count += 1
+    return (time.monotonic() - begun) / count
