@@ -5,6 +5,7 @@ In: the generators of the commands. Out: what they return. Nothing is decided he
 
 from __future__ import annotations
 
+import _thread
 import math
 import signal
 import threading
@@ -12,6 +13,7 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from threading import Event as Flag
+from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from graft.studies.results import StudyResult
 
 Returned = TypeVar("Returned")
+AGAIN_SECONDS = 0.1
 PLAIN_SECONDS = 5.0  # without a terminal, a line of progress at most so often
 
 
@@ -55,12 +58,20 @@ def follow(
 
 @contextmanager
 def _gentle_interrupt(console: Console, answered: Flag, halt: Flag) -> Iterator[None]:
-    """Ctrl-C sets `halt` where there is an answer, and is itself before that and the second time."""
+    """Ctrl-C sets `halt` where there is an answer, and is itself before that and the second time.
+
+    Inside an import it waits for its end: raised there, it ended the process in the C++ of an extension (one time in 11).
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def interrupted(*_: object) -> None:
+    def interrupted(_: int, where: FrameType | None) -> None:
+        if _importing(where):
+            again = threading.Timer(AGAIN_SECONDS, _thread.interrupt_main)
+            again.daemon = True
+            again.start()
+            return
         if halt.is_set() or not answered.is_set():
             raise KeyboardInterrupt
         halt.set()
@@ -71,6 +82,15 @@ def _gentle_interrupt(console: Console, answered: Flag, halt: Flag) -> Iterator[
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _importing(where: FrameType | None) -> bool:
+    """Whether a module is being imported there."""
+    while where is not None:
+        if where.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        where = where.f_back
+    return False
 
 
 def count(steps: Iterator[tuple[int, int]], text: str, *, to_stderr: bool) -> None:

@@ -30,6 +30,7 @@ from graft.studies.search import studying
 from graft.studies.settings import resolved
 from graft.studies.tuning import finalists
 from graft.studies.tuning.finalists import Cost, Level, Option, cuts_below, kept_share, plan_seconds, planned
+from graft.studies.tuning.rung import TOO_SLOW
 
 SHORT = (Level(epochs=2, views=1, folds=0, least=2),)
 
@@ -113,6 +114,23 @@ def test_the_plan_is_told_before_and_compared_after(study: tuple[list[Event], gr
     tried = [row for row in plan if row["decision"] == "tried"]
     assert tried and all(row["real_seconds"] > 0 and row["fold_seconds"] > 0 for row in tried)
     assert max(row["folds_done"] for row in tried) == 2
+
+
+@pytest.mark.usefixtures("few")
+def test_on_a_slow_machine_one_is_finished_and_the_rest_not_begun(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Cost(8.0, 0.1, 0.0)
+    monkeypatch.setattr("graft.studies.tuning.rung.timed", lambda *_: slow)
+    events, result = finish(work(photos, weights, tmp_path / "run"))
+    plan = result.facts["plan"]
+    tried = [row for row in plan if row["decision"] == "tried"]
+    left = [row for row in plan if row["decision"] == TOO_SLOW]
+    assert [row["folds_done"] for row in tried] == [2] and left and not any(row["folds_done"] for row in left)
+    told = [event.text for event in events if "slower than the plan assumed" in event.text]
+    assert len(told) == 1 and all(row["id"] in told[0] for row in left)
+    again, _ = finish(work(photos, weights, tmp_path / "run"))
+    assert any(event.text == told[0] for event in again)
 
 
 @pytest.mark.usefixtures("few")

@@ -20,8 +20,9 @@ from graft.store import Store
 from graft.studies import results
 from graft.studies.frame import Event, Frame
 from graft.studies.journal import read
+from graft.studies.rungs import Progress
 from graft.studies.single.settings import resolved_training
-from graft.studies.single.train import training_by_hand
+from graft.studies.single.train import _what_training_came_to, training_by_hand
 
 
 @pytest.fixture(scope="module")
@@ -383,3 +384,17 @@ def test_what_cannot_be_is_told_before_anything_is_written(
     (foreign / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match="other files"):
         finish(work(photos, weights, foreign))
+
+
+def test_a_training_that_the_budget_ended_is_told_so() -> None:
+    def told(*curves: tuple[str, int, int]) -> list[str]:
+        facts = [{"stopped": why, "best_epoch": best, "epochs": [{}] * ran} for why, best, ran in curves]
+        return [event.text for event in _what_training_came_to(Progress(), facts)]
+
+    assert told(("patience", 2, 5), ("epochs", 0, 5)) == []
+    (cut,) = told(("deadline", 1, 2), ("deadline", 0, 1), ("epochs", 3, 3))
+    assert cut.startswith("The budget ended 2 of 3 trainings after 1 to 2 epochs")
+    both = told(("deadline", 0, 1), ("deadline", 0, 1))
+    assert "after 1 epochs" in both[0] and both[1].endswith("so this is the frozen network.")
+    (none,) = told(("epochs", 0, 9))
+    assert none.endswith("Give more --epochs or --patience, or a lower --freeze.")

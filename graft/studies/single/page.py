@@ -136,7 +136,7 @@ def _freeze(value: Any) -> str:
     number = _number(text)
     if number is not None and not (number >= 0 and text.isascii() and text.isdigit()):
         raise _Wrong(FREEZE)
-    return text
+    return "none" if number == 0 else text
 
 
 def _augment(value: Any) -> str:
@@ -206,13 +206,18 @@ def page_from(given: Mapping[str, Any], *, kept: Page | None = None, where: str 
         except _Wrong as wrong:
             told = f"{where}: {name} is {value!r}" if where else f"{option(name)} {value}"
             raise SettingsError(f"{told}: {wrong}.") from None
+        except SettingsError as error:
+            raise SettingsError(f"{where}: {error}" if where else str(error)) from None
     if "backbone" not in found:
         raise SettingsError(
             f"{where or '--backbone is missing'}: name a network (graft models lists them), or scratch for the small CNN "
             f"of Graft{'' if where else ', or give a --recipe that names one'}."
         )
     page = Page(**found)
-    _consistent(page)
+    try:
+        _consistent(page)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}" if where else str(error)) from None
     return page
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from threading import Event as Flag
@@ -106,13 +106,7 @@ def _trained(
     yield from _told_before(frame, candidate, done, preview=settings.preview)
     yield from measuring(work, done)
     yield from _as_far_as_the_budget_went(frame, done)
-    kept = [curve["best_epoch"] for trial in done.trials for curve in trial.curves]
-    if kept and not any(kept):
-        yield from tell(
-            done,
-            "No epoch of any fold was better than the head it began with, so this is the frozen network. Give more "
-            "--epochs or --patience, or a lower --freeze.",
-        )
+    yield from _what_training_came_to(done, [curve for trial in done.trials for curve in trial.curves])
     done.reasons[candidate.entry.name] = "named"
     done.extras |= {
         "recipe": json.loads(text_of(settings.page)),
@@ -123,6 +117,25 @@ def _trained(
     result = yield from finishing(frame, done, command, fit=lambda _: fitting(work))
     sweep_checkpoints(work)
     return result
+
+
+def _what_training_came_to(done: Progress, curves: Sequence[Mapping[str, Any]]) -> Working:
+    """Whether the clock ended it, and whether anything was gained by it."""
+    cut_off = [curve for curve in curves if curve["stopped"] == "deadline"]
+    if cut_off:
+        ran = sorted(len(curve["epochs"]) for curve in cut_off)
+        epochs = f"{ran[0]}" if ran[0] == ran[-1] else f"{ran[0]} to {ran[-1]}"
+        yield from tell(
+            done,
+            f"The budget ended {len(cut_off)} of {len(curves)} trainings after {epochs} epochs, before they would have "
+            "ended by themselves. Give a longer --budget and --overwrite, or freeze more.",
+        )
+    if curves and not any(curve["best_epoch"] for curve in curves):
+        more = "" if cut_off else " Give more --epochs or --patience, or a lower --freeze."
+        yield from tell(
+            done,
+            f"No epoch of any fold was better than the head it began with, so this is the frozen network.{more}",
+        )
 
 
 def _as_far_as_the_budget_went(frame: Frame, done: Progress) -> Working:
