@@ -1,17 +1,20 @@
 """One picture, one answer: the whole network in torch, the cached activations, the exported graph, the packed bundle, the
-`graft predict` process, `preprocess.onnx` in front of the bundle's graph, and the HTTP service say the same of six images.
+`graft predict` process, `preprocess.onnx` in front of the bundle's graph, the HTTP service and its page in a browser (where
+there is one) say the same of six images.
 
 How far they may differ, in probability: torch and the graph 1e-4; the cached activations 1e-2 (a head fitted on six
-rows makes much of float16's rounding); the process and HTTP 1e-6; `preprocess.onnx` 0.15:
+rows makes much of float16's rounding); the process, HTTP and the page 1e-6; `preprocess.onnx` 0.15:
 0.14 grey levels of one picture moved the head of six rows on a tiny random network by 0.09. The decision may differ nowhere.
 
 8 bits need photos to calibrate on, so that a bundle of a study on real photos stands in for them: nine of ten decisions
-the same, probabilities 0.1 apart on average. The page in the browser has its own test of the same kind (`tests/deploy/test_web_folder.py`).
+the same, probabilities 0.1 apart on average. The folder for browsers, which needs the npm registry, has its own test of the
+same kind (`tests/deploy/test_web_folder.py`).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,8 +25,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from browser import BROWSER, Browser
 from made_models import about
 from PIL import Image, ImageOps
+from served import served
 from starlette.testclient import TestClient
 
 import graft
@@ -144,6 +149,8 @@ def compare(folder: WeightsFolder, name: str, photos: list[Path], place: Path) -
     assert (bundled.argmax(axis=1) == expected.argmax(axis=1)).all()
     np.testing.assert_allclose(said_by_process(place / "m", photos), bundled, atol=1e-6)
     np.testing.assert_allclose(said_over_http(place / "m", photos), bundled, atol=1e-6)
+    if BROWSER is not None and os.name != "nt":
+        np.testing.assert_allclose(said_on_the_page(place, place / "m", photos), bundled, atol=1e-6)
     as_graft_decodes = [
         np.array(read(photo, hint_side=hint_side(geometry)).convert("RGB")) for photo in photos
     ]
@@ -214,6 +221,21 @@ def said_without_graft(folder: Path, pictures: list[np.ndarray]) -> np.ndarray:
         (image,) = prepare.run(None, {"picture": picture})
         rows.append(model.run(["probabilities"], {"image": image})[0][0])
     return np.array(rows)
+
+
+def said_on_the_page(place: Path, folder: Path, photos: list[Path]) -> np.ndarray:
+    """What the page shows of the files, chosen in a browser."""
+    rows = """[...document.querySelectorAll('.answer')].map(card => Object.fromEntries(
+      [...card.querySelectorAll('dl > div')].map(row => [row.children[0].textContent, Number(row.children[2].dataset.value)])))"""
+    browser = Browser(place / "profile")
+    try:
+        with served(place, folder) as service:
+            browser.open(service.url + "/")
+            browser.choose(*photos)
+            browser.wait_for(f"document.querySelectorAll('.answer').length === {len(photos)}")
+            return np.array([[shown[label] for label in LABELS] for shown in browser.run(rows)])
+    finally:
+        browser.close()
 
 
 def said_over_http(folder: Path, photos: list[Path]) -> np.ndarray:

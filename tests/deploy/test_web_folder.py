@@ -266,8 +266,14 @@ def test_the_browser_shows_what_spoke_for_it_and_refuses_what_was_altered(
         browser.call("Network.setCacheDisabled", cacheDisabled=True)
         browser.open(url)
         assert "was altered" in browser.wait_for("document.querySelector('#says.wrong')?.textContent", 60)
-        (site / "runtime" / web.BINARY).unlink()
         (site / "model.onnx").write_bytes(whole)
+        facts = json.loads((site / "bundle.json").read_text(encoding="utf-8"))
+        facts["labels"].reverse()
+        (site / "bundle.json").write_text(json.dumps(facts), encoding="utf-8")
+        browser.open(url)
+        told = browser.wait_for("document.querySelector('#says.wrong')?.textContent", 60)
+        assert told == "The classes in bundle.json were altered. Export the folder again."
+        (site / "runtime" / web.BINARY).unlink()
         browser.open(url)
         browser.wait_for("document.querySelector('#says.wrong')?.textContent", 60)
 

@@ -113,6 +113,21 @@ def test_a_broken_image_shows_the_sentence_and_no_older_answer(
     assert browser.run("document.querySelectorAll('.answer').length") == 0
 
 
+def test_one_broken_image_costs_the_others_nothing(
+    browser: Browser, service: Served, photos: list[Path]
+) -> None:
+    browser.open(service.url + "/")
+    for chosen in (photos, [*photos[:1] * 32, photos[-1]]):  # the second time it is alone in its request
+        browser.choose(*chosen)
+        browser.wait_for(f"document.querySelectorAll('.answer').length === {len(chosen)}")
+        labels = browser.run("[...document.querySelectorAll('.answer .label')].map(one => one.textContent)")
+        assert [label == "Not read" for label in labels] == [photo == photos[-1] for photo in chosen]
+        told = browser.run("[...document.querySelectorAll('.answer .unknown')].map(one => one.textContent)")
+        assert told == ["broken.png: The PNG file ends before its last pixel."]
+        said = browser.wait_for("document.querySelector('#says.wrong')?.textContent")
+        assert said == f"1 of {len(chosen)} images could not be read."
+
+
 def test_classes_called_by_numbers_stand_by_their_share(
     browser: Browser, photos: list[Path], tmp_path: Path
 ) -> None:
