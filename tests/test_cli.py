@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_predict_names_what_it_cannot_read_and_answers_the_rest(run: Path) -> No
     done = graft("predict", run / "model.graft", photos / "left")
     assert done.returncode == 2 and len(done.stdout.splitlines()) == 12
     assert "broken.jpg" in done.stderr and "1 of 13" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_scores_on_what_it_was_fitted_on_are_called_so(run: Path, tmp_path: Path) -> None:
+    photos = run.parent / "photos"
+    done = graft("evaluate", run / "model.graft", photos, "--json")
+    seen = json.loads(done.stdout)["fitted_on"]
+    assert (
+        done.returncode == 0 and 12 <= seen <= 24 and f"was fitted on {seen} of these images" in done.stderr
+    )
+    for label in ("left", "right"):
+        (tmp_path / "later" / label).mkdir(parents=True)
+        shutil.copy(photos / label / "000.png", tmp_path / "later" / label)
+    other = graft("evaluate", run / "model.graft", tmp_path / "later", "--json")
+    assert json.loads(other.stdout)["fitted_on"] == 0 and "fitted on" not in other.stderr
 
 
 def test_an_empty_folder_does_not_stop_the_others(run: Path, tmp_path: Path) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graft.commands import runtimes
 from graft.commands.files import image_files
 from graft.commands.lines import as_json
 from graft.errors import SettingsError
+
+if TYPE_CHECKING:
+    from graft.deploy.bundle import Bundle
 
 
 def add(commands: Any) -> None:
@@ -50,11 +55,27 @@ def run(options: argparse.Namespace) -> int:
     evaluation = following.follow_steps(work, to_stderr=options.json)
     if options.csv:
         write_answers(evaluation, Path(options.csv))
+    seen = _fitted_on(bundle, Path(options.source), evaluation.names)
     if options.json:
-        print(as_json(evaluation.facts))
+        print(as_json({**evaluation.facts, "fitted_on": seen}))
     else:
         console.show_evaluation(evaluation)
+    if seen:
+        print(
+            f"graft: the model was fitted on {seen} of these images, so the scores flatter it; the cross-validated ones stand in "
+            f"{bundle.folder / 'card.md'}.",
+            file=sys.stderr,
+        )
     return 0
+
+
+def _fitted_on(bundle: Bundle, source: Path, names: Sequence[str]) -> int:
+    """How many of the images the model was fitted on, as far as the run folder it lies in tells."""
+    from graft.studies.photos import names_beside
+
+    root, known = names_beside(bundle.folder, bundle.facts)
+    here = source.resolve()
+    return len({root.resolve() / name for name in known} & {here / name for name in names}) if known else 0
 
 
 def _there(name: str) -> str:

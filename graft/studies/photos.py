@@ -30,18 +30,25 @@ class StudyPhotos:
 
 def photos_beside(bundle: Path, facts: dict[str, Any], *, most: int) -> StudyPhotos | None:
     """At most `most` images, evenly spread; None where there are none. `facts`: the content of `bundle.json`."""
-    run = bundle.resolve().parent
-    try:
-        told = json.loads((run / RUN).read_text(encoding="utf-8"))
-        root, fingerprint = Path(told["root"]), told["dataset"]["fingerprint"]
-        if fingerprint != facts["data"]["fingerprint"] or not root.is_dir():
-            return None
-        names = _development(run / PREDICTIONS)
-    except (OSError, ValueError, KeyError, TypeError):
+    root, names = names_beside(bundle, facts)
+    if not names:
         return None
     wanted = np.linspace(0, len(names) - 1, min(most, len(names))).astype(int)
     photos = tuple(photo for place in wanted if (photo := _read(root, names[place])) is not None)
     return StudyPhotos(root, photos) if photos else None
+
+
+def names_beside(bundle: Path, facts: dict[str, Any]) -> tuple[Path, list[str]]:
+    """The folder of the images and the names below it of those that the model was fitted on; none where that is not known."""
+    run = bundle.resolve().parent
+    try:
+        told = json.loads((run / RUN).read_text(encoding="utf-8"))
+        root, fingerprint = Path(told["root"]), told["dataset"]["fingerprint"]
+        if fingerprint == facts["data"]["fingerprint"] and root.is_dir():
+            return root, _development(run / PREDICTIONS)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return run, []
 
 
 def _development(predictions: Path) -> list[str]:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -134,10 +135,12 @@ def test_the_dockerfile_names_what_there_is() -> None:
     """As far as it can be checked without building it: files, options and the health check's address exist."""
     assert block("dockerfile") == DOCKERFILE
     assert (
-        "--requirement /tmp/serve-requirements.txt" in DOCKERFILE and "--no-deps graft-vision" in DOCKERFILE
+        "--requirement /tmp/serve-requirements.txt" in DOCKERFILE
+        and "--no-deps /tmp/graft_vision-*.whl" in DOCKERFILE
     )
-    copied = re.findall(r"^COPY (\S+) ", DOCKERFILE, re.MULTILINE)
-    assert copied == ["serve-requirements.txt", "model.graft"] and (ROOT / "docs" / copied[0]).is_file()
+    copied = re.findall(r"^COPY (.+) \S+$", DOCKERFILE, re.MULTILINE)
+    assert copied == ["serve-requirements.txt graft_vision-*.whl", "model.graft"]
+    assert (ROOT / "docs" / "serve-requirements.txt").is_file()
     entry = json.loads(re.findall(r"^ENTRYPOINT (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
     options = _parser().parse_args(entry[1:])
     assert entry[0] == "graft" and options.bundles == ["model=/model.graft"] and options.host == "0.0.0.0"
@@ -146,6 +149,26 @@ def test_the_dockerfile_names_what_there_is() -> None:
     if project:
         needed = {normal(re.split(r"[^\w.-]", text)[0]) for text in project["project"]["dependencies"]}
         assert listed() <= needed | {"jaxtyping"} and "graft" in project["project"]["scripts"]
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    line = re.search(r"`pip (wheel .*) DIR \.`", PAGE)
+    assert line is not None
+    copied = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns(
+        ".*", "tests", "benchmarks", "runs", "build", "__pycache__", "*.egg-info"
+    )
+    shutil.copytree(ROOT, copied, ignore=ignored)
+    command = [sys.executable, "-m", "pip", *line[1].split(), str(tmp_path), str(copied)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if done.returncode and "setuptools" in done.stderr:
+        pytest.skip("the build's own requirements cannot be had here")
+    (wheel,) = tmp_path.glob("graft_vision-*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        held = {name for name in packed.namelist() if name.startswith("graft/")}
+    there = {path.relative_to(copied).as_posix() for path in (copied / "graft").rglob("*") if path.is_file()}
+    assert there == held
 
 
 def test_the_browser_folder_is_made_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
