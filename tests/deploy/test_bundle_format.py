@@ -59,9 +59,9 @@ def test_every_key_and_every_file_is_named_on_the_page(made: Path) -> None:
 
 
 def test_what_a_study_tells_is_named_too() -> None:
-    from graft.studies import search
+    from graft.studies import ending
 
-    source = Path(search.__file__).read_text(encoding="utf-8").split("def about_bundle")[1]
+    source = Path(ending.__file__).read_text(encoding="utf-8").split("def about_bundle")[1]
     told = set(re.findall(r'^        "([a-z_]+)":', source, re.M))
     assert {"cost", "test", "intervals", "recipe", "data", "per_class"} <= told
     assert {name for name in told if f"`{name}`" not in PAGE} == set()

@@ -124,7 +124,7 @@ def test_a_larger_network_is_no_smaller_one_for_shrink(
     monkeypatch.setattr(pooled, "MOST_DEPTHS", 1)
     for name in ("THIN_SHARES", "SMALLER_INPUTS", "WIDTHS"):
         monkeypatch.setattr(rung, name, ())
-    monkeypatch.setattr(rung, "_worth_quantising", lambda frame, trials, *_: (best_readings(trials), []))
+    monkeypatch.setattr(rung, "worth_quantising", lambda frame, trials, *_: (best_readings(trials), []))
     smaller = graft.shrink(tmp_path / "run", tolerance=0.3)
     after = {row["id"]: row for row in smaller.facts["candidates"]}
     assert {name: row["metrics"] for name, row in after.items() if name in before} == {

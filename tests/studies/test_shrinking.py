@@ -48,7 +48,7 @@ def told(*points: dict[str, Any], refused: tuple[str, ...] = ()) -> dict[str, An
     return {
         "metric": "macro_f1",
         "tolerance": 0.01,
-        "reference": {"id": "full/x", "score": 0.9},
+        "reference": {"id": "full/x", "score": 0.9, "bytes": 3},
         "curve": list(points),
         "steps": [{"id": name, "accepted": False} for name in refused],
     }
@@ -71,11 +71,21 @@ def test_the_tolerance_counts_from_what_is_better_than_the_reference() -> None:
     assert pick(told(*points), trials, Limits(max_bytes=850_000))[0].recipe.name == "low/x"
 
 
+def test_what_is_better_but_larger_than_the_reference_does_not_raise_the_bar() -> None:
+    names = {"full/x": 9_000_000, "huge/x": 20_000_000, "low/x": 800_000}
+    trials = {name: made(name, size) for name, size in names.items()}
+    points = [point("low/x", 0.895, 1), point("full/x", 0.9, 3), point("huge/x", 0.95, 9)]
+    assert pick(told(*points), trials, Limits())[0].recipe.name == "low/x"
+
+
 def test_where_nothing_meets_the_limits_the_nearest_is_named() -> None:
     trials = {"full/x": made("full/x", 9_000_000), "mid/x": made("mid/x", 800_000)}
     points = [point("mid/x", 0.895, 2), point("full/x", 0.9, 3)]
     picked, missed = pick(told(*points), trials, Limits(max_bytes=500_000))
     assert picked.recipe.name == "mid/x" and "nearest is mid/x (800 kB" in missed and "--max-size" in missed
+    assert "--budget" not in missed
+    unpaid = told(*points) | {"unpaid": 3}
+    assert "a longer --budget: 3 steps were not paid." in pick(unpaid, trials, Limits(max_bytes=500_000))[1]
 
 
 def test_kinds_and_names_follow_from_the_variant() -> None:
