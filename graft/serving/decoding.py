@@ -8,6 +8,7 @@ request and those of all that wait. Cost: a look at each file's header.
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
+
+from PIL import Image
 
 from graft.images.decode import MAX_PIXELS
 from graft.images.extent import declared_size
@@ -25,6 +28,7 @@ from graft.serving.settings import Limits
 T = TypeVar("T")
 # A JPEG is decoded at a smaller scale where it is much larger than the network looks at.
 _JPEG_SHARE = 0.25
+WARM, WARMING = (1600, 1200), 4
 _LEARNING = 0.2  # how much one image moves what is known of the speed
 
 
@@ -69,6 +73,14 @@ class Decoding:
     async def each(self, work: Callable[[bytes], T], upload: Upload) -> T:
         """`work` of the bytes, on a thread; what it says of them begins with the file's name, as `graft predict` says it."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, work, upload)
+
+    def warm(self, work: Callable[[bytes], object]) -> None:
+        """Do the work on pictures of some sizes, on all threads at once, as under load: what their allocators need of memory is
+        there from the beginning."""
+        written = io.BytesIO()
+        Image.new("RGB", WARM).save(written, "JPEG")
+        for _ in self._pool.map(work, [written.getvalue()] * self._threads * WARMING):
+            pass
 
     def close(self) -> None:
         """Ends the threads, after what they are doing."""

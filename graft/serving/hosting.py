@@ -63,6 +63,7 @@ class Hosted:
         for _ in runner.map(self._run, [largest] * abreast):
             pass
         self._run(largest[:1])
+        decoding.warm(self._load)
         self.explains = not bundle.no_activation
 
     async def predict(self, uploads: Sequence[Upload]) -> list[Prediction | UnreadableImage]:

@@ -22,10 +22,11 @@ from PIL import Image
 
 from graft.deploy.bundle import Bundle, load
 from graft.errors import SettingsError
+from graft.images.extent import declared_size
 from graft.serving import intake
 from graft.serving.app import create
 from graft.serving.batching import BatchQueue
-from graft.serving.decoding import Decoding, Upload
+from graft.serving.decoding import WARM, Decoding, Upload
 from graft.serving.refusals import Busy
 from graft.serving.settings import Limits
 
@@ -89,6 +90,20 @@ def test_what_waits_to_be_decoded_is_bounded_and_forgotten() -> None:
             pass
     assert decoding.waiting == 0
     decoding.close()
+
+
+def test_every_decoding_thread_is_warmed_up() -> None:
+    seen: set[int] = set()
+
+    def work(data: bytes) -> None:
+        assert declared_size(data) == WARM
+        seen.add(threading.get_ident())
+        time.sleep(0.02)  # so that no thread does the work of the others
+
+    decoding = Decoding(3, Limits())
+    decoding.warm(work)
+    decoding.close()
+    assert len(seen) == 3
 
 
 def test_a_body_of_too_many_values_is_refused_before_they_are_made(place: Path) -> None:
