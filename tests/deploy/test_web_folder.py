@@ -121,6 +121,15 @@ def test_an_older_export_is_replaced_and_nothing_else(tmp_path: Path, no_npm: No
     assert (tmp_path / "mine" / "photo.jpg").is_file()
 
 
+@pytest.mark.parametrize("given", [".", "../m.graft"])
+def test_a_bundle_that_is_this_folder_is_exported_beside_itself(
+    tmp_path: Path, no_npm: None, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.chdir(packed(tmp_path / "m.graft"))
+    assert cli.main(["export", given, "--to", "web"]) == 0
+    assert (tmp_path / "m-web" / "index.html").is_file()
+
+
 def test_bad_options_get_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options, sentence in (
         (["--to", "cat"], "--to cat: choose one of"),
