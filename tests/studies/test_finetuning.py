@@ -28,7 +28,7 @@ from graft.studies.frame import Event
 from graft.studies.rungs import kept_for_the_end, last_fit_seconds
 from graft.studies.search import studying
 from graft.studies.settings import resolved
-from graft.studies.tuning import finalists
+from graft.studies.tuning import finalists, timing
 from graft.studies.tuning.finalists import Cost, Level, Option, cuts_below, kept_share, plan_seconds, planned
 from graft.studies.tuning.rung import TOO_SLOW
 
@@ -114,6 +114,15 @@ def test_the_plan_is_told_before_and_compared_after(study: tuple[list[Event], gr
     tried = [row for row in plan if row["decision"] == "tried"]
     assert tried and all(row["real_seconds"] > 0 and row["fold_seconds"] > 0 for row in tried)
     assert max(row["folds_done"] for row in tried) == 2
+
+
+def test_what_is_slow_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    timing._mean_seconds(lambda: calls.append(1), most=4)
+    assert len(calls) == 4
+    monkeypatch.setattr(timing, "ENOUGH_SECONDS", 0.0)
+    timing._mean_seconds(lambda: calls.append(1), most=4)
+    assert len(calls) == 5
 
 
 @pytest.mark.usefixtures("few")
