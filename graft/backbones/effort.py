@@ -4,11 +4,11 @@ In: a catalogue row and the stages where it may be cut. Out: multiply-adds and o
 them the seconds an image takes. Elements count beside multiply-adds because a depthwise convolution moves much and
 multiplies little. Deterministic, so that what a study plans with it does not hang on a clock. Cost: about half a second.
 
-The three rates were fitted to measured trainings on two cores with bfloat16, in images a second (the formula's in
-parentheses): MobileNetV2 71 (58), its last two stages 166 (173), the last 411 (467); MobileNetV1 68 (64), at half width and
-160 px 272 (270), its last stage 2,290 (2,120); ResNet-18 50 (53), ResNet-50 21 (18). EfficientNet-B0, whose activations
-cost more than its convolutions, 33 (56). The third is a step's own cost: calls, and the optimiser, which a short tail
-spends most of its time with.
+The three rates were fitted to measured trainings on two quiet cores with bfloat16, in images a second (the formula's in
+parentheses): MobileNetV2 97 (87), its last two stages 291 (246), the last 654 (637); MobileNetV1 95 (84), at half width
+and 160 px 392 (377), its last stage 3,890 (3,791); SqueezeNet 198 (167); with neighbours on the machine ResNet-18 50 (50),
+ResNet-50 21 (20). EfficientNet-B0, whose activations cost more than its convolutions, 33 (81) then. The third is a
+step's own cost: calls, and the optimiser, which a short tail spends most of its time with.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from graft.backbones.taps import CLASSIFIER_INPUT
 from graft.backbones.weights import build
 from graft.compute import Compute
 
-SECONDS_PER_ELEMENT = 2.2e-9  # forward and backward, on two cores with bfloat16
-SECONDS_PER_MULTIPLY_ADD = 7.3e-12
-SECONDS_PER_IMAGE = 3.1e-4  # of a step, which costs about 10 ms whatever the network
+SECONDS_PER_ELEMENT = 1.2e-9  # forward and backward, on two cores with bfloat16
+SECONDS_PER_MULTIPLY_ADD = 9.0e-12
+SECONDS_PER_IMAGE = 1.2e-4  # of a step, which costs about 10 ms whatever the network
 FORWARD_SHARE = 1 / 3
 WITHOUT_BF16 = 1.6
 SECONDS_PER_VIEW = 1.2e-3  # to make a view of 224 x 224 on one core

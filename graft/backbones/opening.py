@@ -6,8 +6,8 @@ the cache does not come here at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from graft.backbones.filters import spread_of
 from graft.backbones.inputs import Look
 from graft.backbones.scratch import ScratchDesign, ScratchNet
 from graft.backbones.taps import Tap, Trunk, further_channel, grey_first_convolution, stages_of
+from graft.backbones.together import TOGETHER, Together
 from graft.backbones.weights import build
 from graft.errors import BackboneError
 
@@ -99,6 +100,18 @@ def open_scratch(network: ScratchNet, design: ScratchDesign) -> Opened:
     return Opened(
         trunk, tuple(Tap(name, index, width) for index, (name, width) in enumerate(features.items())), False
     )
+
+
+def read_together(opened: Opened, stages: Sequence[str], *, size: int) -> Opened:
+    """The same trunk with one tap more behind the others: these stages, read together (`graft.backbones.together`).
+
+    `stages`: names of its taps in order. The trunk is changed by this.
+    """
+    trunk = opened.trunk
+    trunk.together = Together(trunk.network, stages)
+    with torch.inference_mode():
+        rows = trunk(torch.zeros((1, size, size, trunk.channels), dtype=torch.uint8))[len(opened.taps)]
+    return replace(opened, taps=(*opened.taps, Tap(TOGETHER, len(opened.taps), rows.shape[1])))
 
 
 def _adapted(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -21,6 +21,11 @@ from torch import Tensor, nn
 
 from graft.backbones.filters import Looking
 from graft.backbones.inputs import Look, seen_channels
+
+if TYPE_CHECKING:
+    from graft.backbones.together import Together
+else:
+    Together = Any
 
 MOST_STAGES = 6  # a ViT ends a "stage" with each of its 12 to 40 blocks; six show the curve
 CLASSIFIER_INPUT = "head"
@@ -54,7 +59,8 @@ class Tap:
 
 
 class Trunk(nn.Module):
-    """`network` with taps. `forward` returns one `[n, d]` per tap in order, then the logits if `classifier` is true."""
+    """`network` with taps. `forward` returns one `[n, d]` per tap in order (then, where it has one, that of `together`),
+    then the logits if `classifier` is true."""
 
     mean: Tensor
     std: Tensor
@@ -75,6 +81,7 @@ class Trunk(nn.Module):
         self.network = network
         self.classifier = classifier
         self.kept: tuple[str, ...] = ()
+        self.together: Together | None = None
         self._pooled: dict[str, Tensor] = {}
         self.channels = channels
         self.looking = Looking(look)
@@ -114,6 +121,8 @@ class Trunk(nn.Module):
         output = self.network(self.normalise(images))
         pooled, self._pooled = self._pooled, {}
         rows = [pooled[name] for name in (self.kept or tuple(pooled))]
+        if self.together is not None:
+            rows.append(self.together.row(pooled.get(CLASSIFIER_INPUT)))
         return (*rows, output) if self.classifier else tuple(rows)
 
     @torch.no_grad()
@@ -142,10 +151,13 @@ def pool(maps: Tensor, *, prefix_tokens: int = 0, channels_last: bool = False) -
         return maps
     if maps.ndim == 3:
         return maps[:, prefix_tokens:].mean(dim=1)
-    first, second, third = maps.shape[1:]
-    if first == second and (second != third or channels_last):
-        return maps.mean(dim=(1, 2))
-    return maps.mean(dim=(2, 3))
+    return maps.mean(dim=(1, 2) if has_channels_last(maps, said=channels_last) else (2, 3))
+
+
+def has_channels_last(maps: Tensor, *, said: bool) -> bool:
+    """Whether maps are `[n, y, x, c]` (see `pool`); `said`: what the network says of itself."""
+    first, second, third = (int(side) for side in maps.shape[1:])  # constants of an exported graph
+    return first == second and (second != third or said)
 
 
 def stages_of(network: nn.Module, architecture: str) -> tuple[list[str], str | None]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from graft.backbones.opening import Opened
 from graft.backbones.taps import CLASSIFIER_INPUT, Trunk, pool, stages_of
+from graft.backbones.together import Together
 from graft.errors import BackboneError
 from graft.learning.calls import Calls
 
@@ -105,11 +106,22 @@ class _Features(Prefix):
 
 
 class Tail(nn.Module):
-    """The network from the cut to the tap: maps (or, uncut, normalised images) to pooled features `[n d]`."""
+    """The network from the cut to the tap: maps (or, uncut, normalised images) to pooled features `[n d]`.
 
-    def __init__(self, network: nn.Module, tap: str, classifier: str | None, handed: _Handed | None) -> None:
+    With `stages`, these are read together (`graft.backbones.together`)."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        tap: str,
+        classifier: str | None,
+        handed: _Handed | None,
+        stages: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.network = network
+        # Its hooks come before the one that leaves.
+        self.together = Together(network, stages) if stages else None
         self.handed = handed
         self.tokens = getattr(network, "num_prefix_tokens", 0)
         self.channels_last = getattr(network, "output_fmt", None) == "NHWC"
@@ -125,7 +137,10 @@ class Tail(nn.Module):
             self.handed.maps = maps
             images = self.image.to(maps.device).expand(len(maps), *self.image.shape[1:])
         output = _until_left(self.network, images)
-        return pool(output, prefix_tokens=self.tokens, channels_last=self.channels_last)
+        if self.together is not None and not self.together.above:
+            return self.together.row()
+        rows = pool(output, prefix_tokens=self.tokens, channels_last=self.channels_last)
+        return rows if self.together is None else self.together.row(rows)
 
 
 class _Nothing(Tail):
@@ -194,11 +209,12 @@ def cut_at(
     cut: str,
     images: Float[Tensor, "n c h w"],
     frozen: frozenset[str] = frozenset(),
+    together: Sequence[str] = (),
 ) -> Cut:
     """Cut `opened`, which is used up by this. `cut` is the name of a tap below `tap`, or empty: everything learns.
 
     With `cut` equal to `tap` the whole network is prefix, and the tail is empty. `frozen`: names of weights above the cut
-    that do not learn. `images`: at least two different real ones in 0..1. Raises BackboneError if `cut` is no stage
+    that do not learn. `together`: stages above the cut that are read together, the last one being the tap. `images`: at least two different real ones in 0..1. Raises BackboneError if `cut` is no stage
     below the tap.
     """
     trunk = opened.trunk
@@ -211,17 +227,17 @@ def cut_at(
     normalised = Normalisation(trunk.mean.clone(), trunk.std.clone(), trunk.repeat_grey, looking)
     normal = normalised(images)
     if cut == tap:
-        features = _Features(Tail(network, tap, classifier, None)).eval().requires_grad_(False)
+        features = _Features(Tail(network, tap, classifier, None, together)).eval().requires_grad_(False)
         return Cut(features, _Nothing().eval(), {}, {}, normalised, "")
     calls = Calls(network, normal)
     end = -1 if not cut else _end_of(calls, cut, tap, [one.name for one in opened.taps])
     top = calls.begin[classifier] if tap == CLASSIFIER_INPUT and classifier else calls.end[tap]
     stages = [one.name for one in opened.taps if one.name in calls.end]
     trained = _trained(network, calls, after=end, before=top, stages=stages)
-    whole = Tail(copy.deepcopy(network), tap, classifier, None)
+    whole = Tail(copy.deepcopy(network), tap, classifier, None, together)
     prefix, tail, notice = None, None, ""
     if cut:
-        prefix, tail = _divided(network, calls, tap, classifier, cut, normal)
+        prefix, tail = _divided(network, calls, tap, classifier, cut, normal, together)
         if not _agrees(whole, prefix, tail, normal):
             prefix, tail = None, None
             notice = f"{architecture} cannot be cut at {cut}: its frozen part runs with every step, which takes longer."
@@ -282,7 +298,13 @@ def _trained(
 
 
 def _divided(
-    network: nn.Module, calls: Calls, tap: str, classifier: str | None, cut: str, normal: Tensor
+    network: nn.Module,
+    calls: Calls,
+    tap: str,
+    classifier: str | None,
+    cut: str,
+    normal: Tensor,
+    together: Sequence[str],
 ) -> tuple[Prefix, Tail]:
     end, handed = calls.end[cut], _Handed()
     below, above = copy.deepcopy(network), network
@@ -300,7 +322,7 @@ def _divided(
         elif calls.end[name] <= end and isinstance(calls.outputs[name], Tensor):
             _replace(above, name, _Passed(handed, above.get_submodule(name), calls.outputs[name]))
             gone.append(name)
-    tail = Tail(above, tap, classifier, handed)
+    tail = Tail(above, tap, classifier, handed, together)
     tail.image = torch.zeros_like(normal[:1])
     for weight in below.parameters():
         weight.requires_grad_(False)

@@ -6,19 +6,24 @@ Both look at the features of a frozen candidate, which the cache holds, and are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from graft.backbones.activations import Activations, extracted
-from graft.backbones.trunks import TrunkFile, trunk_of, untrained_trunk
+from graft.backbones.trunks import TrunkFile, reopened, trunk_of, untrained_trunk
 from graft.images.pixels import open_pixels, pixels_key
 from graft.store import content_key
 from graft.studies.frame import Frame, Trial, criterion
 from graft.studies.probe import samples_of
 from graft.studies.standing import standing
 from graft.studies.subjects import new_subjects
+
+if TYPE_CHECKING:
+    from graft.backbones.opening import Opened
+else:
+    Opened = Any
 
 
 def trunk_of_trial(frame: Frame, trial: Trial) -> TrunkFile:
@@ -50,6 +55,16 @@ def trunk_of_trial(frame: Frame, trial: Trial) -> TrunkFile:
         compute=frame.compute,
         look=trial.recipe.look,
     )
+
+
+def opened_as_read(frame: Frame, trial: Trial, trunk: TrunkFile) -> Opened:
+    """The network of a trial whose head was tuned with it, opened again; the tap number `trial.tap_index` feeds the head."""
+    opened = reopened(trunk, folder=frame.folder, reach=frame.reach)
+    if "together" not in trial.about:
+        return opened
+    from graft.backbones.opening import read_together
+
+    return read_together(opened, trial.about["together"], size=trunk.geometry.size)
 
 
 def activations_of(frame: Frame, trial: Trial) -> tuple[TrunkFile, Activations]:

@@ -15,13 +15,14 @@ from scipy.special import softmax
 
 from graft.backbones.activations import extracted
 from graft.backbones.graph import tap_output
-from graft.backbones.trunks import TrunkFile, reopened, torch_rows
+from graft.backbones.trunks import TrunkFile, torch_rows
 from graft.deploy.assemble import assembled
 from graft.deploy.pack import NOTHING_KNOWN, Check, Knowing, pack
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels, pixels_key
 from graft.learning import ridge
 from graft.studies.balancing import head_on_all
+from graft.studies.beside import opened_as_read
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.knowing import knowing
 from graft.studies.probe import check_rows
@@ -122,7 +123,7 @@ def fitting_tuned(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Genera
 
     bench, tuned = yield from refitting_tuned(frame, trial, trials)
     assert bench.trunk is not None
-    opened = reopened(bench.trunk, folder=frame.folder, reach=frame.reach)
+    opened = opened_as_read(frame, trial, bench.trunk)
     asked = tuned_answers(frame, bench, tuned)
     return fitted_of(opened, tuned, geometry=trial.recipe.geometry, tap=trial.tap_index, probabilities=asked)
 

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
 else:
     ScratchDesign = TrainingSettings = Any
 
-TUNING_SHARE = 0.45  # of the budget is planned for fine-tuning and the last fit of what is tuned
+TUNING_SHARE = 0.5  # of the budget is planned for fine-tuning and the last fit of what is tuned
 SCRATCH_SHARE = 0.2  # for training from scratch
 AFTER_TUNING_SHARE = 0.35  # is kept for all that follows fine-tuning
+AFTER_PROBE_SHARE = 0.8  # is kept for all that follows the probe
 ALONE_SHARE = 0.6  # of the budget for training from scratch where nothing else takes time; the rest is slack
 ALONE_TUNING_SHARE = 0.75  # for fine-tuning with --only finetuned
 NEAR = 0.05  # of accuracy: what is further behind the best will not be chosen
@@ -150,7 +151,7 @@ def _intended(frame: Frame, planned: Plan, done: Progress) -> Working:
 def _kept_share(frame: Frame) -> float:
     """The share of the budget for what follows the probe."""
     only = frame.settings.only or ""
-    return {"frozen": 0.0, "finetuned": ALONE_TUNING_SHARE}.get(only, TUNING_SHARE + AFTER_TUNING_SHARE)
+    return {"frozen": 0.0, "finetuned": ALONE_TUNING_SHARE}.get(only, AFTER_PROBE_SHARE)
 
 
 def _known(frame: Frame, entry: Entry) -> bool:

@@ -32,6 +32,7 @@ from graft.studies.tuning import finalists, timing
 from graft.studies.tuning.finalists import Cost, Level, Option, cuts_below, kept_share, plan_seconds, planned
 from graft.studies.tuning.rung import TOO_SLOW
 
+TOGETHER = "+depths+quarters"
 SHORT = (Level(epochs=2, views=1, folds=0, least=2),)
 
 
@@ -88,9 +89,13 @@ def test_tuned_candidates_are_ordinary_rows(study: tuple[list[Event], graft.Stud
     tuned = [row for row in rows.values() if row["strategy"] in ("partial", "full")]
     assert {row["strategy"] for row in tuned if row["complete"]} <= {"partial", "full"} and tuned
     for row in tuned:
-        frozen = rows[row["id"].partition("+tuned:")[0]]
+        read, _, _ = row["id"].partition("+tuned:")
+        frozen = rows[read.removesuffix(TOGETHER)]
         assert (row["strategy"] == "full") == (row["cut"] == "")
-        assert row["cost"]["bytes"] == frozen["cost"]["bytes"]
+        assert (row["cost"]["bytes"] > frozen["cost"]["bytes"]) == read.endswith(TOGETHER)
+        assert row["cost"]["bytes"] - frozen["cost"]["bytes"] == 4 * (
+            row["cost"]["parameters"] - frozen["cost"]["parameters"]
+        )
         assert row["cost"]["latency_ms"] == frozen["cost"]["latency_ms"]
         assert {fold["fold"] for fold in row["curves"]} <= {0, 1}
         for epoch in (epoch for fold in row["curves"] for epoch in fold["epochs"]):
@@ -201,20 +206,20 @@ def option(cut: str, seconds: float, *, frozen: str = "a") -> Option:
 
 def test_the_plan_is_thorough_where_the_seconds_pay_it() -> None:
     options = [option("s2", 1e-3), option("", 4e-3), option("s3", 3e-4)]
-    rich = planned(options, images=1_000, folds=5, seconds=3_600.0)
+    rich = planned(options, images=1_000, folds=5, seconds=3_600.0, errors=0.1)
     assert len(rich.options) == 3 and rich.folds == 5 and not rich.left
     assert rich.options[0].settings.epochs == finalists.LEVELS[0].epochs
     assert rich.options[1].settings.views == 0 and rich.options[0].settings.views > 0
-    poor = planned(options, images=1_000, folds=5, seconds=60.0)
+    poor = planned(options, images=1_000, folds=5, seconds=60.0, errors=0.1)
     assert poor.options and poor.options[0].settings.epochs <= rich.options[0].settings.epochs
     assert {one.cut for one in (*poor.options, *poor.left)} == {"s2", "", "s3"}
-    assert planned(options, images=1_000, folds=5, seconds=1.0).options == ()
+    assert planned(options, images=1_000, folds=5, seconds=1.0, errors=0.1).options == ()
 
 
 @pytest.mark.parametrize("seconds", [40.0, 80.0, 200.0, 500.0, 2_000.0])
 def test_a_plan_never_promises_more_than_the_seconds(seconds: float) -> None:
     options = [option("s2", 1e-3), option("", 4e-3), option("s3", 3e-4)]
-    plan = planned(options, images=1_000, folds=5, seconds=seconds)
+    plan = planned(options, images=1_000, folds=5, seconds=seconds, errors=0.1)
     assert plan_seconds(plan.options, images=1_000, folds=5, through=max(1, plan.folds)) <= seconds
 
 
@@ -224,23 +229,38 @@ def test_two_stages_of_the_cheaper_network_come_before_the_last_of_the_dearer() 
     last = replace(option("s3", 1e-3), shallow=True)
     short = replace(cheap, settings=replace(cheap.settings, epochs=8, views=2))
     seconds = 1.01 * plan_seconds([short], images=1_000, folds=5, through=5)
-    first = planned([dear, cheap, last], images=1_000, folds=5, seconds=seconds).options[0]
+    first = planned([dear, cheap, last], images=1_000, folds=5, seconds=seconds, errors=0.1).options[0]
     assert (first.cost, first.settings.epochs) == (cheap.cost, 8)
-    assert all(one.shallow for one in planned([dear, last], images=1_000, folds=5, seconds=seconds).options)
+    assert all(
+        one.shallow
+        for one in planned([dear, last], images=1_000, folds=5, seconds=seconds, errors=0.1).options
+    )
 
 
 def test_a_leading_network_comes_first_if_need_be_on_some_folds() -> None:
     """What is surely behind is tuned only where nothing of a leading network can be, on all folds or on some."""
     leads, behind = option("s2", 2e-2), replace(option("s2", 2e-3), leading=False)
     last = replace(option("s3", 2e-3), shallow=True)
-    ten = replace(leads, settings=replace(leads.settings, epochs=10, views=2))
-    seconds = 1.01 * plan_seconds([ten], images=1_000, folds=5, through=2)
-    plan = planned([leads, behind], images=1_000, folds=5, seconds=seconds)
+    five = replace(leads, settings=replace(leads.settings, epochs=5, views=2))
+    seconds = 1.01 * plan_seconds([five], images=1_000, folds=5, through=2)
+    plan = planned([leads, behind], images=1_000, folds=5, seconds=seconds, errors=0.1)
     assert (plan.folds, plan.options[0].cost) == (2, leads.cost)
-    every = planned([leads, behind, last], images=1_000, folds=5, seconds=seconds)
+    every = planned([leads, behind, last], images=1_000, folds=5, seconds=seconds, errors=0.1)
     assert every.folds == 5 and any(one.leading and one.shallow for one in every.options)
-    least = planned([leads, behind], images=1_000, folds=5, seconds=seconds / 2)
+    least = planned([leads, behind], images=1_000, folds=5, seconds=seconds / 2, errors=0.1)
     assert least.folds == 5 and [one.leading for one in least.options] == [False]
+
+
+def test_two_stages_on_some_folds_where_the_gain_would_be_clear_there() -> None:
+    leads, last = option("s2", 2e-2), replace(option("s3", 2e-3), shallow=True)
+    five = replace(leads, settings=replace(leads.settings, epochs=5, views=2))
+    seconds = 1.01 * plan_seconds([five], images=2_000, folds=5, through=2)
+    plans = {
+        errors: planned([leads, last], images=2_000, folds=5, seconds=seconds, errors=errors)
+        for errors in (0.05, 0.4)
+    }
+    assert plans[0.05].folds == 5 and all(one.shallow for one in plans[0.05].options)
+    assert plans[0.4].folds == 2 and not plans[0.4].options[0].shallow
 
 
 @pytest.mark.parametrize(("images", "share"), [(1, 0.15), (300, 0.15), (800, 0.1), (10_000, 0.05)])

@@ -25,7 +25,7 @@ from graft.errors import BundleError
 from graft.images.dataset import Preprocess
 from graft.learning.heads import Head
 from graft.store import content_key
-from graft.studies.beside import trunk_of_trial
+from graft.studies.beside import opened_as_read, trunk_of_trial
 from graft.studies.frame import Frame, Trial
 from graft.studies.probe import samples_of
 from graft.studies.tuning.kept_states import kept_trained, kept_tuned
@@ -82,9 +82,8 @@ def prepared_trunk(frame: Frame, trial: Trial) -> ModelProto:
 def network_tuned(frame: Frame, base: Trial, tuned: Tuned) -> Network:
     """A fine-tuned network with its new weights."""
     from graft.backbones.export import export
-    from graft.backbones.trunks import reopened
 
-    opened = reopened(trunk_of_trial(frame, base), folder=frame.folder, reach=frame.reach)
+    opened = opened_as_read(frame, base, trunk_of_trial(frame, base))
     opened.trunk.network.load_state_dict(tuned.state, strict=False)
     geometry = base.recipe.geometry
     graph = onnx.load_from_string(export(opened, size=geometry.size))

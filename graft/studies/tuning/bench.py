@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from graft.backbones.trunks import TrunkFile, reopened
 from graft.images.pixels import open_pixels, pixels_key
@@ -62,6 +63,7 @@ def cut_for(frame: Frame, option: Option, trunk: TrunkFile) -> Cut:
         tap=option.trial.recipe.tap,
         cut=option.cut,
         images=images / 255,
+        together=option.together,
     )
 
 
@@ -78,16 +80,39 @@ def bench_of(frame: Frame, option: Option) -> Generator[Event, None, Bench]:
         frame, trunk, pixels, features, tap=option.trial.tap_index, wanted=option.settings.augment
     )
     shown(frame, pixels, augmentation, title=option.recipe.name)
+    key = content_key(pixels_key(frame.dataset, geometry), trunk.key, option.cut)
     source = yield from source_of(
         frame,
         option.recipe,
         cutting,
         pixels,
-        key=content_key(pixels_key(frame.dataset, geometry), trunk.key, option.cut),
+        key=key,
         augmentation=augmentation,
         wanted=option.settings.views,
     )
+    if option.together:
+        features = told_by(frame, cutting, source, key=content_key(key, list(option.together)))
     return Bench(cutting, source, trunk, features)
+
+
+def told_by(frame: Frame, cutting: Cut, source: Source, *, key: str) -> Float32[np.ndarray, "n d"]:
+    """What the tail, as it is before any training, tells of every image; kept in the cache by `key`, its content."""
+    import torch
+
+    from graft.learning.finetune import blocks
+    from graft.learning.loop import at_work
+
+    compute = frame.compute
+    known = content_key("told.v1", key, source.kept > 0, compute.bf16, compute.device)
+    stored = frame.store.get(known)
+    if stored is None:
+        tail = cutting.tail.to(compute.device).to(memory_format=torch.channels_last)
+        precision = torch.autocast(compute.device, torch.bfloat16, enabled=compute.bf16)
+        with at_work(compute), torch.no_grad(), precision:
+            rows = np.arange(len(frame.dataset))
+            parts = [tail(source.plain(block)).float().cpu().numpy() for block in blocks(rows)]
+        stored = frame.store.put(known, rows=np.concatenate(parts))
+    return np.asarray(stored.array("rows"), np.float32)
 
 
 def source_of(

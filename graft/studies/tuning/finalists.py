@@ -11,6 +11,7 @@ Cost: building each finalist without weights, about half a second.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,10 @@ OPENING = 2.0  # seconds to open and cut a network
 AROUND_A_FOLD = (
     0.5  # seconds, for its ridge heads: with 2 s, five folds of 3 s (hymenoptera) were told to take 22 s
 )
-PLAN = "tuning_plan.v3"
+PLAN = "tuning_plan.v4"
+GAINED = 0.15  # of the errors of the best frozen candidate may go: MobileNetV2, two stages: drawings 0.11, magnetic_tile 0.36
+APART = 0.6  # images that one of the two gets right and the other wrong, for each error of the frozen one
+CLEAR = 2.8  # standard errors: four of five such gains are seen
 
 
 # Of the images that a fold learns from, so many are kept back to find the best epoch: a seventh, and hardly more than this
@@ -67,16 +71,19 @@ class Level:
 
 
 # The first that the seconds pay. On magnetic_tile (mobilenetv1_025, last two stages, one fold) macro-F1 rose from 0.742
-# frozen to 0.803 with 8 epochs and 0.846 with 16.
+# frozen to 0.803 with 8 epochs and 0.846 with 16. Read together (`graft.backbones.together`), five epochs are nearly as good
+# as ten: MobileNetV2, last two stages, drawings 0.730 and 0.739 with eight, magnetic_tile 0.951 and 0.955.
 LEVELS = (
     Level(24, 4, 0, 3),
     Level(16, 4, 0, 2),
     Level(12, 3, 0, 2),
     Level(12, 3, 0, 1),
     Level(8, 2, 0, 1),
+    Level(5, 2, 0, 1),
     Level(12, 3, 3, 1),
-    Level(16, 4, 2, 1),
+    Level(8, 2, 3, 1),
     Level(10, 2, 2, 1),
+    Level(5, 2, 2, 1),
     Level(12, 3, 1, 1),
     Level(6, 1, 1, 1),
 )
@@ -98,8 +105,9 @@ class Option:
     """A frozen trial, the depth to tune it at, the settings of that, and what it costs by the count of its layers.
 
     Each fold has a balance of its own instead of that of the settings (`graft.studies.balancing`). `shallow`: nothing but
-    the last stage learns. `leading`: no other frozen network is surely better. `seed`: 0 for the first training of a fold,
-    more for others of the same recipe.
+    the last stage learns. `leading`: no other frozen network is surely better. `together`: the stages that its head reads
+    together; with none it reads the trial's tap. `seed`: 0 for the first training of a fold, more for others of the same
+    recipe.
     """
 
     trial: Trial
@@ -108,21 +116,22 @@ class Option:
     cost: Cost
     shallow: bool = False
     leading: bool = True
+    together: tuple[str, ...] = ()
     seed: int = 0
 
     @property
     def recipe(self) -> Recipe:
         """`partial` above the input, `full` from there."""
         base = self.trial.recipe
+        read = "+depths+quarters" if self.together else ""
         again = f", seed {self.seed + 1}" if self.seed else ""
+        own = [*([list(self.together)] if self.together else []), *([self.seed] if self.seed else [])]
         return replace(
             base,
-            name=f"{base.name}+tuned:{self.cut or 'all'}{again}",
+            name=f"{base.name}{read}+tuned:{self.cut or 'all'}{again}",
             strategy="partial" if self.cut else "full",
             cut=self.cut,
-            settings=content_key(
-                "tune.v3", base.settings, asdict(self.settings), *([self.seed] if self.seed else [])
-            ),
+            settings=content_key("tune.v3", base.settings, asdict(self.settings), *own),
         )
 
     def fold_seconds(self, images: int, held_out: int, cost: Cost | None = None) -> float:
@@ -180,6 +189,18 @@ def finalists(
     return listed if top is best else [*listed[:1], top, *listed[1:]], leading
 
 
+def better_together(frame: Frame, trials: Sequence[Trial]) -> frozenset[str]:
+    """The backbones that are better read at several depths at once than at their best tap, frozen: lower log loss."""
+    loss = criterion("log_loss")
+    found: dict[str, dict[str, float]] = {"frozen": {}, "depths": {}}
+    for trial in trials:
+        if trial.recipe.strategy in found and trial.complete:
+            of_kind, name = found[trial.recipe.strategy], trial.recipe.backbone
+            of_kind[name] = max(of_kind.get(name, -np.inf), loss(trial.probabilities, frame.targets))
+    single, several = found["frozen"], found["depths"]
+    return frozenset(name for name in several if several[name] > single.get(name, -np.inf))
+
+
 def _worth_tuning(
     frame: Frame, trials: Sequence[Trial], value: dict[int, float], draws: np.ndarray
 ) -> list[Trial]:
@@ -232,15 +253,17 @@ def options_of(
     settings: TuneSettings,
     *,
     leading: frozenset[str],
+    together: frozenset[str],
     compute: Compute,
 ) -> list[Option]:
     """Every finalist at every depth: the better finalist and the likelier depth first, the last stages alone at the end.
 
-    `leading`: the backbones that no other is surely better than, frozen.
+    `leading`: the backbones that no other is surely better than, frozen. `together`: those whose stages are read together.
     """
     from graft.backbones.effort import efforts, view_seconds
+    from graft.backbones.together import stages_read
 
-    ordered = []
+    ordered, seen = [], set[tuple[str, str]]()
     for rank, (trial, trunk) in enumerate(found):
         names = [tap.name for tap in trunk.taps]
         size = trial.recipe.geometry.size
@@ -259,23 +282,33 @@ def options_of(
                 STATISTICS_PASSES * tail.forward_seconds(compute),
             )
             shallow = bool(cut) and cut == cuts[-1]
-            leads = trial.recipe.backbone in leading
-            option = Option(trial, cut, replace(settings, cut=cut), cost, shallow, leads)
+            backbone, tap = trial.recipe.backbone, trial.recipe.tap
+            read = stages_read(names, tap=tap, cut=cut) if backbone in together else ()
+            if read and (backbone, cut) in seen:
+                continue  # one tap more or less makes no difference to what is read together
+            seen.add((backbone, cut))
+            option = Option(
+                trial, cut, replace(settings, cut=cut), cost, shallow, backbone in leading, tuple(read)
+            )
             ordered.append((shallow, rank + depth, rank, option))
     return [option for *_, option in sorted(ordered, key=lambda row: row[:3])]
 
 
-def planned(options: Sequence[Option], *, images: int, folds: int, seconds: float) -> TuningPlan:
+def planned(
+    options: Sequence[Option], *, images: int, folds: int, seconds: float, errors: float
+) -> TuningPlan:
     """The most thorough plan that the seconds pay: whichever option wins can be measured and fitted on all images.
 
-    First come plans with at least two stages of a leading network, or else its last stage, on every fold: to tune what is
-    surely behind costs as much and gains less (drawings: a network 3.5 points behind gained 3, which made it the equal
-    of the best frozen one). Then two stages of a leading one on some folds, where a gain must be large to be seen, then
-    two of another, then whatever is paid.
+    First come plans with at least two stages of a leading network on every fold: to tune what is surely behind costs as
+    much and gains less (drawings: a network 3.5 points behind gained 3, which made it the equal of the best frozen one).
+    Then the same on some folds, if with the `errors` of the best frozen candidate (a share of the images) the gain to be
+    expected would be clear on so few images. Then the last stage of a leading one on every fold, two stages of it on some
+    folds, two of another, then whatever is paid.
     """
     levels = [level for level in LEVELS if level.folds <= folds]
     whole = [level for level in levels if not level.folds]
     some = [level for level in levels if level.folds > 1]
+    clear = [level for level in levels if level.folds and _shows(errors, images * level.folds / folds)]
 
     def deep(picked: Sequence[Option]) -> bool:
         return any(not option.shallow for option in picked)
@@ -288,6 +321,7 @@ def planned(options: Sequence[Option], *, images: int, folds: int, seconds: floa
 
     for allowed, worth in (
         (whole, both),
+        (clear, both),
         (whole, leading),
         (some, both),
         (whole, deep),
@@ -300,6 +334,11 @@ def planned(options: Sequence[Option], *, images: int, folds: int, seconds: floa
                 left = tuple(option for option in options if (id(option.trial), option.cut) not in taken)
                 return TuningPlan(tuple(picked), level.folds or folds, left)
     return TuningPlan((), 0, tuple(options))
+
+
+def _shows(errors: float, held_out: float) -> bool:
+    """Whether the gain to be expected of tuning two stages would be clear on so many images, answered by both."""
+    return GAINED * errors > CLEAR * math.sqrt(APART * errors / held_out)
 
 
 def _paid(

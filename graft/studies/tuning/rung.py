@@ -38,6 +38,7 @@ from graft.studies.tuning.finalists import (
     Cost,
     Option,
     TuningPlan,
+    better_together,
     finalists,
     kept_share,
     options_of,
@@ -136,8 +137,17 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
         found = [(trial, activations_of(frame, trial)[0]) for trial in listed]
         share = kept_share(len(frame.learned_from(0)))
         settings = TuneSettings(patience=UNTIL_THE_END, validation_share=share)
-        options = options_of(found, settings, leading=leading, compute=frame.compute)
-        plan = planned(options, images=len(frame.rows), folds=frame.folds.count, seconds=seconds)
+        together = better_together(frame, trials)
+        options = options_of(found, settings, leading=leading, together=together, compute=frame.compute)
+        accuracy = criterion("accuracy")
+        best = max((accuracy(t.probabilities, frame.targets) for t in trials if t.complete), default=0.0)
+        plan = planned(
+            options,
+            images=len(frame.rows),
+            folds=frame.folds.count,
+            seconds=seconds,
+            errors=1.0 - best,
+        )
         facts = {
             name: [
                 {
@@ -146,6 +156,7 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
                     "cut": option.cut,
                     "settings": asdict(option.settings),
                     "cost": asdict(option.cost),
+                    "together": list(option.together),
                 }
                 for option in listed
             ]
@@ -160,7 +171,13 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
 
     def back(rows: Sequence[dict[str, Any]]) -> tuple[Option, ...]:
         return tuple(
-            Option(frozen[row["frozen"]], row["cut"], TuneSettings(**row["settings"]), Cost(**row["cost"]))
+            Option(
+                frozen[row["frozen"]],
+                row["cut"],
+                TuneSettings(**row["settings"]),
+                Cost(**row["cost"]),
+                together=tuple(row["together"]),
+            )
             for row in rows
             if row["frozen"] in frozen
         )
@@ -346,6 +363,7 @@ def _fold(
         "seconds": seconds,
         "balance": balance,
         "curve": curve | norms,
+        "features": tuned.head.features,
     }
     if fold == 0:
         facts["retrieval"] = retrieval_of_tuned(frame, bench, tuned)
@@ -356,22 +374,28 @@ def _fold(
 
 
 def _trial(frame: Frame, option: Option) -> Trial:
-    """What the journal holds of this option; its packed model is as large and as fast as the frozen one."""
+    """What the journal holds of this option; its packed model is as fast as the frozen one, and as large but for the head."""
     probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
-    seconds, curves = 0.0, []
+    seconds, curves, longer = 0.0, [], 0
+    own = activations_of(frame, option.trial)[0].taps[option.trial.tap_index].features
     for fold in range(frame.folds.count):
         known = frame.journal.fold(option.recipe.key, fold)
         if known is not None:
             probabilities[frame.held_out(fold)] = known[1]
             seconds += float(known[0]["seconds"])
             curves.append({"fold": fold, **known[0]["curve"]})
+            longer = (known[0]["features"] - own) * frame.classes
+    read = {"together": list(option.together)} if option.together else {}
     return replace(
         option.trial,
         recipe=option.recipe,
+        tap_index=option.trial.taps if option.together else option.trial.tap_index,
+        parameters=option.trial.parameters + longer,
+        model_bytes=None if option.trial.model_bytes is None else option.trial.model_bytes + 4 * longer,
         probabilities=probabilities[frame.rows],
         train_seconds=seconds,
         knn=None,
-        about={**option.trial.about, "runner": "torch"},
+        about={**option.trial.about, **read, "runner": "torch"},
         curves=tuple(curves),
     )
 
