@@ -34,6 +34,7 @@ CEILING = 0.1
 EXACT_ROWS = (
     1_000  # up to so many rows float64 is used; it takes 1.6 times as long, 0.1 s more for 1,000 x 1,280
 )
+SPEED = 25e9  # operations a second and thread, about, of fitting a head
 SCALES = (0.5, 200.0)  # what the logits may be multiplied by
 
 Weighting = Literal["none", "root", "full", "logit"]
@@ -64,6 +65,12 @@ class RidgeHead:
         """Class probabilities of new rows."""
         logits = unit(features.astype(np.float32)) @ self.weight + self.bias
         return softmax(logits, axis=1).astype(np.float32)
+
+
+def fitting_seconds(rows: int, features: int, *, threads: int) -> float:
+    """What it takes to fit a head, about: the products of the features, and the eigenvectors of what is smaller."""
+    rank = min(rows, features)
+    return (2.0 * rows * features * rank + 10.0 * rank**3) / SPEED / threads
 
 
 def unit(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:

@@ -35,6 +35,7 @@ from graft.deploy.reading import waists, weights_of
 from graft.errors import BundleError
 from graft.judging.metrics import METRICS
 from graft.judging.uncertainty import draw_weights, paired
+from graft.learning import ridge
 from graft.studies.beside import activations_of, of_the_better_framing
 from graft.studies.board import board
 from graft.studies.frame import Event, Frame, Trial, budget_of, criterion
@@ -54,7 +55,6 @@ BEHIND = 0.1  # in accuracy, and a network is not read: no more than 0.07 were e
 MOST_WEIGHTS = 0.5  # of a network lie below its last maps, or it is not read whole
 OPENING = 2.0  # seconds to fold and compile a graph
 FEATURES = 8_000  # of a reading, about
-HEAD_SPEED = 25e9  # operations a second and thread for a head
 DECISION = "depths_plan"
 READ: tuple[Strategy, ...] = ("frozen", "depths")  # whose network learns nothing
 DRAWS = 1_000
@@ -172,11 +172,8 @@ def room_for(frame: Frame, share: float) -> float:
 def reading_seconds(frame: Frame, trial: Trial, *, times: float = 1.0) -> float:
     """Seconds predicted for both readings of a network, whose pass takes so many `times` what it takes at its own size."""
     gmacs = times * (find(trial.recipe.backbone, shelf(frame.folder)).gmacs or UNKNOWN_GMACS)
-    images = len(frame.learned_from(0))
-    rank = min(images, FEATURES)
-    operations = 2.0 * images * FEATURES * rank + 10.0 * rank**3
-    heads = 2 * frame.folds.count * operations / HEAD_SPEED / frame.compute.threads
+    one = ridge.fitting_seconds(len(frame.learned_from(0)), FEATURES, threads=frame.compute.threads)
     speed = forward_speed(
         replace(frame.compute, device="cpu")
     )  # where torch runs networks, ONNX Runtime reads them
-    return OPENING + len(frame.dataset) * gmacs * 1e9 / speed + heads
+    return OPENING + len(frame.dataset) * gmacs * 1e9 / speed + 2 * frame.folds.count * one

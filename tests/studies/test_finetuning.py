@@ -141,7 +141,7 @@ def test_on_a_slow_machine_one_is_finished_and_the_rest_not_begun(
     tried = [row for row in plan if row["decision"] == "tried"]
     left = [row for row in plan if row["decision"] == TOO_SLOW]
     assert [row["folds_done"] for row in tried] == [2] and left and not any(row["folds_done"] for row in left)
-    told = [event.text for event in events if "slower than the plan assumed" in event.text]
+    told = [event.text for event in events if "By these predictions" in event.text]
     assert len(told) == 1 and all(row["id"] in told[0] for row in left)
     again, _ = finish(work(photos, weights, tmp_path / "run"))
     assert any(event.text == told[0] for event in again)

@@ -23,6 +23,7 @@ from graft.backbones.trunks import TrunkFile
 from graft.compute import Compute
 from graft.judging.uncertainty import draw_weights, paired
 from graft.learning.inner import MOST_MEASURED
+from graft.learning.ridge import fitting_seconds
 from graft.store import content_key
 from graft.studies.beside import of_the_better_framing, reads_as_usual
 from graft.studies.choice import Limits
@@ -41,9 +42,9 @@ DRAWS = 400
 NEAR = 0.03  # of the metric: with few images, networks are tied that are four points behind; two tuned stages gain more
 REFIT = 1.3  # of a fold: the last fit on all images
 OPENING = 2.0  # seconds to open and cut a network
-AROUND_A_FOLD = (
-    0.5  # seconds, for its ridge heads: with 2 s, five folds of 3 s (hymenoptera) were told to take 22 s
-)
+QUARTERS = 4  # of the last maps, in what is read together
+AROUND_A_FOLD = 0.5  # seconds beside its epochs and heads
+HEADS = 2.5  # of a fold: to start from, to compare with, and two simpler ones for the statistics
 PLAN = "tuning_plan.v4"
 GAINED = 0.15  # of the errors of the best frozen candidate may go: MobileNetV2, two stages: drawings 0.11, magnetic_tile 0.36
 APART = 0.6  # images that one of the two gets right and the other wrong, for each error of the frozen one
@@ -91,13 +92,15 @@ LEVELS = (
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds: per training image and epoch, per image to predict, per view behind the prefix (0: views are live), and per
-    training image, at most `MOST_MEASURED` of them, to measure batch-normalisation statistics (0: there are none)."""
+    """Seconds: per training image and epoch, per image to predict, per view behind the prefix (0: views are live), per
+    training image, at most `MOST_MEASURED` of them, to measure batch-normalisation statistics (0: there are none), and for
+    the closed-form heads of a fold."""
 
     training: float
     predicting: float
     view: float
     statistics: float = 0.0
+    heads: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,8 @@ class Option:
         check = images * self.settings.validation_share
         per_epoch = (images - check) * cost.training + check * cost.predicting
         measuring = min(images, MOST_MEASURED) * cost.statistics
-        return AROUND_A_FOLD + measuring + self.settings.epochs * per_epoch + held_out * cost.predicting
+        around = AROUND_A_FOLD + cost.heads + measuring
+        return around + self.settings.epochs * per_epoch + held_out * cost.predicting
 
     def cache_seconds(self, images: int, cost: Cost | None = None) -> float:
         """To open the network, and for the views of all images behind its prefix."""
@@ -254,18 +258,21 @@ def options_of(
     *,
     leading: frozenset[str],
     together: frozenset[str],
+    learned: int,
     compute: Compute,
 ) -> list[Option]:
     """Every finalist at every depth: the better finalist and the likelier depth first, the last stages alone at the end.
 
     `leading`: the backbones that no other is surely better than, frozen. `together`: those whose stages are read together.
+    `learned`: how many images a fold learns from.
     """
     from graft.backbones.effort import efforts, view_seconds
     from graft.backbones.together import stages_read
 
     ordered, seen = [], set[tuple[str, str]]()
     for rank, (trial, trunk) in enumerate(found):
-        names = [tap.name for tap in trunk.taps]
+        widths = {tap.name: tap.features for tap in trunk.taps}
+        names = list(widths)
         size = trial.recipe.geometry.size
         until = efforts(trunk.entry, size=size, ends=names)
         top = until[trial.recipe.tap]
@@ -275,18 +282,23 @@ def options_of(
             prefix = until[cut].forward_seconds(compute) if cut else 0.0
             tail = top.minus(until[cut]) if cut else top
             live = 0.0 if cut else view
-            cost = Cost(
-                tail.training_seconds(compute) + live,
-                tail.forward_seconds(compute),
-                prefix + view if cut else 0.0,
-                STATISTICS_PASSES * tail.forward_seconds(compute),
-            )
-            shallow = bool(cut) and cut == cuts[-1]
             backbone, tap = trial.recipe.backbone, trial.recipe.tap
             read = stages_read(names, tap=tap, cut=cut) if backbone in together else ()
             if read and (backbone, cut) in seen:
                 continue  # one tap more or less makes no difference to what is read together
             seen.add((backbone, cut))
+            width = sum(widths[name] for name in read) + QUARTERS * max(
+                (widths[name] for name in read), default=0
+            )
+            heads = fitting_seconds(learned, width or widths[tap], threads=compute.threads)
+            cost = Cost(
+                training=tail.training_seconds(compute) + live,
+                predicting=tail.forward_seconds(compute),
+                view=prefix + view if cut else 0.0,
+                statistics=STATISTICS_PASSES * tail.forward_seconds(compute),
+                heads=HEADS * heads,
+            )
+            shallow = bool(cut) and cut == cuts[-1]
             option = Option(
                 trial, cut, replace(settings, cut=cut), cost, shallow, backbone in leading, tuple(read)
             )

@@ -56,8 +56,8 @@ else:
 SURVIVORS = "tuning_survivors.v2"
 PAID = "tuning_paid"
 APART = 10_000_000  # between the random seeds of two trainings of one recipe
-SLACK = 1.3  # times what is left may be predicted: predictions are within 30 %
-TOO_SLOW = "this machine is too slow for it in this budget"
+SLACK = 0.85  # of what is left may be predicted: folds that are missing at the end are worth less than another try
+TOO_SLOW = "this machine has no time for it in this budget"
 SLOWER = 2.0  # times as long as predicted a fold may take, on a machine that became slower meanwhile
 NEARLY_ALL = 0.8  # of its share is left when the rung begins, or the plan is made for what is left
 UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
@@ -84,8 +84,11 @@ class Tuning:
 
     def pays(self, fold_seconds: float) -> bool:
         """Whether there is time for a fold and, where what is kept after the rung is less than that, for a last fit."""
-        last_fit = max(0.0, REFIT * fold_seconds - (self.frame.settings.budget_seconds - self.until))
-        return self.seconds_left - last_fit >= fold_seconds / 2
+        return self.seconds_left - self.last_fit_beyond(fold_seconds) >= fold_seconds / 2
+
+    def last_fit_beyond(self, fold_seconds: float) -> float:
+        """The seconds of a last fit that are not kept after the rung."""
+        return max(0.0, REFIT * fold_seconds - (self.frame.settings.budget_seconds - self.until))
 
 
 def finetuning(
@@ -138,7 +141,14 @@ def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPla
         share = kept_share(len(frame.learned_from(0)))
         settings = TuneSettings(patience=UNTIL_THE_END, validation_share=share)
         together = better_together(frame, trials)
-        options = options_of(found, settings, leading=leading, together=together, compute=frame.compute)
+        options = options_of(
+            found,
+            settings,
+            leading=leading,
+            together=together,
+            learned=len(frame.learned_from(0)),
+            compute=frame.compute,
+        )
         accuracy = criterion("accuracy")
         best = max((accuracy(t.probabilities, frame.targets) for t in trials if t.complete), default=0.0)
         plan = planned(
@@ -283,8 +293,8 @@ def _paid_by_the_clock(work: Tuning) -> Generator[Event, None, None]:
             if row["fold_seconds"] is None:
                 break
             one, through = row["fold_seconds"], max(longest, row["fold_seconds"])
-            spent = caches + row["cache_seconds"] + folds + one + through * (plan.folds - 1 + REFIT)
-            if paid and spent > SLACK * work.seconds_left:
+            spent = caches + row["cache_seconds"] + folds + one + through * (plan.folds - 1)
+            if paid and spent + work.last_fit_beyond(through) > SLACK * work.seconds_left:
                 break
             caches, folds, longest = caches + row["cache_seconds"], folds + one, through
             paid.append(option.recipe.key)
@@ -297,9 +307,7 @@ def _paid_by_the_clock(work: Tuning) -> Generator[Event, None, None]:
         _row(work, option)["decision"] = TOO_SLOW
     if left and not frame.halt.is_set():
         names = ", ".join(option.recipe.name for option in left)
-        yield Event(
-            "notice", f"This machine is slower than the plan assumed, so these are left out: {names}."
-        )
+        yield Event("notice", f"By these predictions this machine has no time for: {names}.")
 
 
 def _row(work: Tuning, option: Option) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def timed(frame: Frame, option: Option, cutting: Cut) -> Cost:
     kept = cutting.prefix is not None and option.settings.views
     train, predict, view = (stepped, asked, viewed) if kept else (stepped + viewed, asked + viewed / 4, 0.0)
     statistics = STATISTICS_PASSES * predict if cutting.batch_norms() else 0.0
-    return Cost(train * per, predict * per, view * per, statistics * per)
+    return Cost(train * per, predict * per, view * per, statistics * per, option.cost.heads)
 
 
 def _mean_seconds(work: Callable[[], object], *, most: int) -> float:
