@@ -86,6 +86,7 @@ LEVELS = (
     Level(10, 2, 2, 1),
     Level(5, 2, 2, 1),
     Level(12, 3, 1, 1),
+    Level(5, 2, 1, 1),
     Level(6, 1, 1, 1),
 )
 
@@ -319,7 +320,7 @@ def planned(
     """
     levels = [level for level in LEVELS if level.folds <= folds]
     whole = [level for level in levels if not level.folds]
-    some = [level for level in levels if level.folds > 1]
+    some = [level for level in levels if level.folds]
     clear = [level for level in levels if level.folds and _shows(errors, images * level.folds / folds)]
 
     def deep(picked: Sequence[Option]) -> bool:

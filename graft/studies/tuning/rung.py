@@ -59,6 +59,7 @@ APART = 10_000_000  # between the random seeds of two trainings of one recipe
 SLACK = 0.85  # of what is left may be predicted: folds that are missing at the end are worth less than another try
 TOO_SLOW = "this machine has no time for it in this budget"
 SLOWER = 2.0  # times as long as predicted a fold may take, on a machine that became slower meanwhile
+KEPT = 0.15  # of the budget is left to what follows, if it is for the folds that are missing
 NEARLY_ALL = 0.8  # of its share is left when the rung begins, or the plan is made for what is left
 UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
 
@@ -112,6 +113,8 @@ def finetuning(
                 yield from _folds(work, option, range(1))
         for option in _survivors(work):
             yield from _folds(work, option, range(1, max(plan.folds, _known_folds(frame, option))))
+        if plan.folds < frame.folds.count:
+            yield from _further_folds(work, trials)
     for row in rows:
         if row["folds_done"]:
             yield Event(
@@ -119,6 +122,30 @@ def finetuning(
                 f"{row['id']}: {_count(row['folds_done'])} in {row['real_seconds']:.0f} s, predicted "
                 f"{row['predicted_seconds']:.0f} s.",
             )
+
+
+def _further_folds(work: Tuning, trials: Sequence[Trial]) -> Generator[Event, None, None]:
+    """Where the plan was for some folds and there is time for all, go on with the best, if it is ahead of every other there."""
+    score = criterion(work.frame.settings.metric)
+
+    def lead(tuned: Trial) -> float:
+        rows = ~np.isnan(tuned.probabilities).any(axis=1)
+        targets = work.frame.targets[rows]
+        others = [score(one.probabilities[rows], targets) for one in trials if one.complete]
+        return score(tuned.probabilities[rows], targets) - max(others, default=0.0)
+
+    best = max(work.trials.values(), key=lead, default=None)
+    if best is None or best.complete or lead(best) <= 0:
+        return
+    option = next(one for one in work.plan.options if one.recipe.key == best.recipe.key)
+    budget, left = work.frame.settings.budget_seconds, work.frame.remaining_seconds()
+    done, seconds = _known_folds(work.frame, option), _row(work, option)["fold_seconds"]
+    missing = work.frame.folds.count - done
+    if seconds is None or left - KEPT * budget < (missing + REFIT) * seconds:
+        return
+    work.until = budget - KEPT * budget - REFIT * seconds
+    yield Event("notice", f"{option.recipe.name} is ahead, and there is time to measure it on all folds.")
+    yield from _folds(work, option, range(done, work.frame.folds.count))
 
 
 def _count(folds: int) -> str:
