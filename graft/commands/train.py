@@ -42,7 +42,11 @@ def _network(group: Any) -> None:
         metavar="WHAT",
         help="none (default), all, N: the first N layers, or STAGE: up to that stage",
     )
-    group.add_argument("--tap", metavar="STAGE", help="the stage that feeds the head (default: the last)")
+    group.add_argument(
+        "--tap",
+        metavar="STAGE",
+        help="the stage that feeds the head (default: the last); depths: all stages that learn",
+    )
     group.add_argument("--head", help="ridge (default), linear or mlp; from random weights linear")
 
 

@@ -24,6 +24,7 @@ from graft.deploy.quantise import pruned
 
 READING = "graft_reading"
 MOST = 4  # depths that are read together
+AVERAGES = ("ReduceMean", "GlobalAveragePool", "AveragePool")
 APART = 3  # a waist of every so many is read
 
 
@@ -137,6 +138,25 @@ def read_at(trunk: ModelProto, output: str) -> ModelProto:
     del made.graph.output[:]
     made.graph.output.append(helper.make_tensor_value_info(READING, TensorProto.FLOAT, ["n", None]))
     return made
+
+
+def maps_read(model: ModelProto, output: str) -> list[str]:
+    """The maps whose averages `output` holds side by side, where it holds several; else `output` itself."""
+    made = {name: node for node in model.graph.node for name in node.output}
+    joined = made.get(output)
+    while joined is not None and joined.op_type == "Identity":
+        joined = made.get(joined.input[0])
+    if joined is None or joined.op_type != "Concat":
+        return [output]
+    found = []
+    for name in joined.input:
+        node = made.get(name)
+        while node is not None and node.op_type in ("Div", "Flatten", "Identity"):
+            node = made.get(node.input[0])
+        if node is None or node.op_type not in AVERAGES:
+            return [output]
+        found.append(node.input[0])
+    return list(dict.fromkeys(found))
 
 
 def weights_of(model: ModelProto) -> int:

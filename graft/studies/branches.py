@@ -144,12 +144,12 @@ def _dummy(frame: Frame, candidate: Candidate, run: int) -> onnx.ModelProto:
     from graft.backbones.export import export
     from graft.learning.heads import HeadKind, fresh_head
 
-    opened = candidate.network(frame, run)
+    opened = candidate.as_read(frame, run)
     settings = candidate.settings
     if candidate.trunk is not None and run:
         with torch.no_grad():
             for name, weight in opened.trunk.network.named_parameters():
-                if name not in candidate.frozen and settings.cut != candidate.tap.name:
+                if name not in candidate.frozen and settings.cut != candidate.top.name:
                     weight.mul_(1 + 0.001 * run)
     graph = onnx.load_from_string(export(opened, size=candidate.geometry.size))
     kind: HeadKind = "mlp" if settings.head == "mlp" else "linear"

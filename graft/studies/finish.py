@@ -119,7 +119,7 @@ def fitting_scratch(frame: Frame, trial: Trial, design: Any, settings: Any) -> G
 
 def fitting_tuned(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Fitted]:
     """The chosen network tuned once more, on all development images, and exported with its new weights."""
-    from graft.studies.tuning.rung import refitting_tuned
+    from graft.studies.tuning.last_fit import refitting_tuned
 
     bench, tuned = yield from refitting_tuned(frame, trial, trials)
     assert bench.trunk is not None

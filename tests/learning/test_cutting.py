@@ -10,7 +10,8 @@ import torch
 from made_cuts import SIZE, entry, images, made, opened, stripes
 from torch import Tensor, nn
 
-from graft.backbones.opening import tapped
+from graft.backbones.opening import read_together, tapped
+from graft.backbones.together import stages_read
 from graft.errors import BackboneError
 from graft.learning.cutting import _without_memory, cut_at
 
@@ -35,6 +36,29 @@ def test_prefix_and_tail_are_the_whole_at_every_stage(architecture: str) -> None
         with torch.inference_mode():
             found = cutting.tail(cutting.prefix(cutting.normalised(images(pixels, 8))))
         torch.testing.assert_close(found, whole[tap.index], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", ["", "layer2", "layer4"])
+def test_stages_that_are_read_together_are_those_of_the_whole(cut: str) -> None:
+    whole = opened()
+    stages = stages_read([tap.name for tap in whole.taps], tap="layer4", cut=cut)
+    pixels, _ = stripes(8)
+    read = read_together(whole, stages, size=SIZE)
+    with torch.inference_mode():
+        wanted = read.trunk(torch.from_numpy(pixels))[read.taps[-1].index]
+    cutting = cut_at(
+        opened(),
+        architecture="test_resnet",
+        tap="layer4",
+        cut=cut,
+        images=images(pixels),
+        together=stages,
+    )
+    maps = cutting.normalised(images(pixels, 8))
+    with torch.inference_mode():
+        found = cutting.tail(maps if cutting.prefix is None else cutting.prefix(maps))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert {name.partition(".")[0] for name in cutting.trained} >= ({"layer3"} if cut == "layer2" else set())
 
 
 def test_uncut_the_tail_is_the_whole_and_everything_below_the_tap_learns() -> None:

@@ -98,6 +98,9 @@ def test_tuned_candidates_are_ordinary_rows(study: tuple[list[Event], graft.Stud
         )
         assert row["cost"]["latency_ms"] == frozen["cost"]["latency_ms"]
         assert {fold["fold"] for fold in row["curves"]} <= {0, 1}
+        depths = [other["metrics"]["log_loss"] for other in rows.values() if other["strategy"] == "depths"]
+        taps = [other["metrics"]["log_loss"] for other in rows.values() if other["strategy"] == "frozen"]
+        assert read.endswith(TOGETHER) == (bool(depths) and min(depths) < min(taps))
         for epoch in (epoch for fold in row["curves"] for epoch in fold["epochs"]):
             assert epoch["planned"] == 2
             assert all(0 <= epoch[f"{part}_metric"] <= 1 for part in ("train", "validation"))
@@ -145,6 +148,28 @@ def test_on_a_slow_machine_one_is_finished_and_the_rest_not_begun(
     assert len(told) == 1 and all(row["id"] in told[0] for row in left)
     again, _ = finish(work(photos, weights, tmp_path / "run"))
     assert any(event.text == told[0] for event in again)
+
+
+@pytest.mark.parametrize(("lead", "folds"), [(0.1, 2), (-0.1, 1)])
+def test_a_plan_for_some_folds_goes_on_where_the_best_is_ahead(
+    photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lead: float, folds: int
+) -> None:
+    monkeypatch.setattr(finalists, "LEVELS", (Level(epochs=2, views=1, folds=1, least=1),))
+    monkeypatch.setattr("graft.studies.tuning.rung._lead", lambda *_: lead)
+    events, result = finish(work(photos, weights, tmp_path / "run"))
+    assert max(row["folds_done"] for row in result.facts["plan"]) == folds
+    told = [event.text for event in events if "there is time to measure it on all folds" in event.text]
+    assert len(told) == (folds == 2)
+    again, same = finish(work(photos, weights, tmp_path / "run"))
+    assert scores(same).keys() == scores(result).keys() and len(again) < len(events)
+
+
+def test_a_network_is_read_together_where_that_is_better_frozen() -> None:
+    one, other = trial("a/tap", probabilities(0.8, seed=1)), trial("b/tap", probabilities(0.8, seed=2))
+    better = trial("a/tap+depths", probabilities(0.9, seed=3), strategy="depths")
+    worse = trial("b/tap+depths", probabilities(0.7, seed=4), strategy="depths")
+    assert finalists.better_together(targets(), [one, other, better, worse]) == {"a"}
+    assert finalists.better_together(targets(), [one, other]) == frozenset()
 
 
 @pytest.mark.usefixtures("few")

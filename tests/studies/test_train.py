@@ -85,6 +85,7 @@ def packed_bytes(result: graft.StudyResult) -> int:
         ({"freeze": "all", "head": "mlp"}, "frozen", "layer4"),
         ({"freeze": "layer3", "lr": "find"}, "partial", "layer3"),
         ({"freeze": 5, "head": "linear"}, "partial", "layer1"),
+        ({"freeze": "layer2", "tap": "depths"}, "partial", "layer2"),
         ({"init": "random", "cutmix": 0.5, "ema": False}, "scratch", ""),
         ({"backbone": "scratch", "input": "gray", "epochs": 1}, "scratch", ""),
     ],
@@ -368,7 +369,8 @@ def test_what_cannot_be_is_told_before_anything_is_written(
     assert not out.exists()
     page = tmp_path / "r.json"
     for wrong, told in (
-        ({"tap": "layer9"}, r"has the taps .*layer4"),
+        ({"tap": "layer9"}, r"has the taps .*layer4.* depths, or auto"),
+        ({"tap": "depths", "freeze": "all"}, "--tap depths reads all stages that learn, and none does"),
         ({"freeze": "layer9"}, "--freeze layer9: give all, none"),
         ({"freeze": 999}, "--freeze 999: give all, none, .*0 to 30"),
         ({"freeze": 30, "tap": "layer2"}, r"0 to 1\d\)"),

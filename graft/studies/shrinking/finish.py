@@ -109,7 +109,7 @@ def _network_of_all(
 
 def _trained_on_all(frame: Frame, base: Trial, trials: Sequence[Trial]) -> Generator[Event, None, Network]:
     if base.recipe.strategy in TUNED:
-        from graft.studies.tuning.rung import refitting_tuned
+        from graft.studies.tuning.last_fit import refitting_tuned
 
         _, tuned = yield from refitting_tuned(frame, base, trials)
         return network_tuned(frame, base, tuned)

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import ModelProto
 
 from graft.deploy.quantise import quantised, spread
-from graft.deploy.reading import depths, maps_of, read_together, waists, weights_of
+from graft.deploy.reading import depths, maps_of, maps_read, read_together, waists, weights_of
 from graft.deploy.thinning import thinned
 from graft.store import content_key
 from graft.studies.frame import Trial
@@ -120,7 +120,8 @@ def small_graph(
         found = waists(model)
         chosen = depths(len(found), variant.deepest)
         model = maps_of(model, [found[number].tensor for number in chosen])
-    outputs = [value.name for value in model.graph.output]
+    # What is read together stays in float32: one scale for parts of different size would round the small ones away.
+    outputs = [name for value in model.graph.output for name in maps_read(model, value.name)]
     if variant.share < 1:
         wanted = int(variant.share * weights_of(model))
         model = thinned(model, spread(images, THINNED_ON), weights=wanted)

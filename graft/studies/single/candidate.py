@@ -29,7 +29,7 @@ from graft.studies.recipe import Recipe, Strategy
 from graft.studies.rungs import prepare
 from graft.studies.single.page import AUTO, FIND, SCRATCH, Page, refuse_equal_members
 from graft.studies.symmetry import augmenting, shown
-from graft.studies.tuning.bench import Bench, source_of
+from graft.studies.tuning.bench import Bench, source_of, told_by
 
 if TYPE_CHECKING:
     from graft.backbones.opening import Opened
@@ -39,12 +39,14 @@ else:
     Augmentation = Opened = TuneSettings = Any
 
 NO_LIMIT = 10**9
+TOGETHER = "depths"  # as a tap: all stages that learn (`graft.backbones.together`)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """`settings`: of one training. `trunk` is None where the weights are random. `frozen`: names of weights above
-    `settings.cut` that do not learn either. `layers`: what is frozen, in words. `normalises`: whether
+    `settings.cut` that do not learn either. `tap` feeds the head; `top` is the last stage that it reads, the tap itself but
+    where it reads `together` all stages that learn. `layers`: what is frozen, in words. `normalises`: whether
     anything that learns is a batch normalisation. `closed`: a ridge head on frozen features, for which nothing is trained
     step by step."""
 
@@ -53,6 +55,8 @@ class Candidate:
     recipe: Recipe
     settings: TuneSettings
     tap: TapRow
+    top: TapRow
+    together: tuple[str, ...]
     taps: int
     trunk: TrunkFile | None
     frozen: frozenset[str]
@@ -71,6 +75,16 @@ class Candidate:
             return reopened(self.trunk, folder=frame.folder, reach=frame.reach)
         seed = 1000 * self.page.seed + run
         return random_network(self.entry, self.geometry, self.recipe.look, seed=seed)
+
+    def as_read(self, frame: Frame, run: int) -> Opened:
+        """The same, with the tap that feeds the head."""
+        return _as_read(self.network(frame, run), self.together, self.geometry.size)
+
+
+def _as_read(opened: Opened, together: tuple[str, ...], size: int) -> Opened:
+    from graft.backbones.opening import read_together
+
+    return read_together(opened, together, size=size) if together else opened
 
 
 def candidate_of(frame: Frame, page: Page, entry: Entry | None) -> Generator[Event, None, Candidate]:
@@ -99,20 +113,25 @@ def candidate_of(frame: Frame, page: Page, entry: Entry | None) -> Generator[Eve
             )
         opened = reopened(trunk, folder=frame.folder, reach=frame.reach)
         taps = list(trunk.taps)
-    tap = _tap(page, entry, taps)
-    depth = _depth(page, opened, [one.name for one in taps], tap, geometry.size)
+    top = _tap(page, entry, taps)
+    depth = _depth(page, opened, [one.name for one in taps], top, geometry.size)
+    together = _together(page, [one.name for one in taps], top, depth.cut)
+    read = _as_read(opened, together, geometry.size).taps[-1]
+    tap = TapRow(read.name, read.index, read.features) if together else top
     head = page.head if page.head != AUTO else "linear" if page.random else "ridge"
-    settings = _settings(page, head, cut=depth.cut, tap=tap.name)
+    settings = _settings(page, head, cut=depth.cut, tap=top.name)
     if not depth.normalises:
         settings = replace(settings, batch_norm="frozen")
-    recipe = _recipe(page, entry, geometry, look, tap, settings, trunk, depth.frozen)
-    closed = depth.cut == tap.name and head == "ridge"
+    recipe = _recipe(page, entry, geometry, look, top, together, settings, trunk, depth.frozen)
+    closed = depth.cut == top.name and head == "ridge"
     return Candidate(
         page=page,
         entry=entry,
         recipe=recipe,
         settings=settings,
         tap=tap,
+        top=top,
+        together=together,
         taps=len(taps),
         trunk=trunk,
         frozen=depth.frozen,
@@ -132,8 +151,10 @@ def refuse_depth(page: Page, entry: Entry) -> None:
     geometry = Preprocess(_size(page, entry.input.size), "crop", 1.0, "bilinear", 3)
     opened = random_network(entry, geometry, "plain", seed=0)
     taps = [TapRow(tap.name, tap.index, tap.features) for tap in opened.taps]
-    tap = _tap(page, entry, taps)
-    if _depth(page, opened, [one.name for one in taps], tap, geometry.size).cut == tap.name:
+    tap, names = _tap(page, entry, taps), [one.name for one in taps]
+    cut = _depth(page, opened, names, tap, geometry.size).cut
+    _together(page, names, tap, cut)
+    if cut == tap.name:
         refuse_equal_members(page)
 
 
@@ -167,26 +188,28 @@ def bench_for(
 
     geometry, settings, trunk = candidate.geometry, candidate.settings, candidate.trunk
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
-    features = None
-    if trunk is not None and settings.head == "ridge":
+    features, closed_form = None, trunk is not None and settings.head == "ridge"
+    if trunk is not None and closed_form and not candidate.together:
         features = (yield from activating(frame, trunk, pixels)).tap(candidate.tap.index)
     images = torch.from_numpy(samples_of(frame, geometry)).permute(0, 3, 1, 2).float() / 255
     cutting = cut_at(
         candidate.network(frame, 0),
         architecture=candidate.entry.architecture,
-        tap=candidate.tap.name,
+        tap=candidate.top.name,
         cut=settings.cut,
         images=images,
         frozen=candidate.frozen,
+        together=candidate.together,
     )
     if cutting.notice:
         yield Event("notice", cutting.notice)
+    key = content_key(pixels_key(frame.dataset, geometry), trunk.key if trunk else "", settings.cut)
     source = yield from source_of(
         frame,
         candidate.recipe,
         cutting,
         pixels,
-        key=content_key(pixels_key(frame.dataset, geometry), trunk.key if trunk else "", settings.cut),
+        key=key,
         augmentation=augmentation,
         wanted=settings.views if settings.cut else 0,
     )
@@ -195,6 +218,8 @@ def bench_for(
             f"--cutmix {settings.cutmix:g}: what {candidate.entry.name} puts out at {settings.cut} has no height and "
             "width to cut a part out of. Use --mixup instead, or --freeze none."
         )
+    if candidate.together and closed_form:
+        features = told_by(frame, cutting, source, key=content_key(key, list(candidate.together)))
     return Bench(cutting, source, trunk, features)
 
 
@@ -223,8 +248,8 @@ def augmentation_for(frame: Frame, candidate: Candidate) -> Generator[Event, Non
             frame,
             candidate.trunk,
             pixels,
-            activations.tap(candidate.tap.index),
-            tap=candidate.tap.index,
+            activations.tap(candidate.top.index),
+            tap=candidate.top.index,
             wanted=wanted,
         )
     )
@@ -264,13 +289,28 @@ def _size(page: Page, usual: int) -> int:
 
 
 def _tap(page: Page, entry: Entry, taps: list[TapRow]) -> TapRow:
-    if page.tap == AUTO:
+    if page.tap in (AUTO, TOGETHER):
         return taps[-1]
     for tap in taps:
         if tap.name == page.tap:
             return tap
     listed = ", ".join(tap.name for tap in taps)
-    raise SettingsError(f"--tap {page.tap}: {entry.name} has the taps {listed}. Choose one of them, or auto.")
+    raise SettingsError(
+        f"--tap {page.tap}: {entry.name} has the taps {listed}. Choose one of them, depths, or auto."
+    )
+
+
+def _together(page: Page, names: list[str], top: TapRow, cut: str) -> tuple[str, ...]:
+    """The stages that learn, where the head reads them together."""
+    from graft.backbones.together import stages_read
+
+    if page.tap != TOGETHER:
+        return ()
+    if cut == top.name:
+        raise SettingsError(
+            "--tap depths reads all stages that learn, and none does. Leave some open with --freeze, or use another tap."
+        )
+    return stages_read(names, tap=top.name, cut=cut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,6 +398,7 @@ def _recipe(
     geometry: Preprocess,
     look: Look,
     tap: TapRow,
+    together: tuple[str, ...],
     settings: TuneSettings,
     trunk: TrunkFile | None,
     frozen: frozenset[str],
@@ -368,14 +409,14 @@ def _recipe(
         ending = "" if settings.head == "ridge" else f"+{settings.head}"
     else:
         depth = settings.cut if settings.cut == page.freeze else "" if page.freeze == "none" else page.freeze
-        ending = f"+tuned:{depth or 'all'}"
+        ending = f"{'+depths+quarters' if together else ''}+tuned:{depth or 'all'}"
     name = f"{entry.name}/{tap.name}{ending}"
     if page.random:
         strategy = "scratch"
         name = f"{entry.name}/scratch"
     name += f"@{page.input}" if page.input != AUTO else ""
     name += f" x{page.ensemble}" if page.ensemble > 1 else ""
-    training = asdict(settings)
+    training = asdict(settings) | ({"together": list(together)} if together else {})
     if page.augment.startswith("{"):
         training["augment"] = json.loads(page.augment)
     return Recipe(

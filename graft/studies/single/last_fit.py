@@ -47,7 +47,7 @@ def fitting(work: Workshop) -> Generator[Event, None, Fitted]:
             continue
         bench = yield from opened_bench(work, run)
         tuned = yield from _refitted(work, bench, run)
-        opened = candidate.network(frame, run)
+        opened = candidate.as_read(frame, run)
         asked = tuned_answers(frame, bench, tuned)
         geometry, tap = candidate.geometry, candidate.tap.index
         members.append(fitted_of(opened, tuned, geometry=geometry, tap=tap, probabilities=asked))

@@ -162,7 +162,7 @@ CHECKS: dict[str, Check] = {
     "backbone": _text("name a network (graft models lists them), or scratch for the small CNN"),
     "init": _word((AUTO, "pretrained", "random")),
     "freeze": _freeze,
-    "tap": _text("name a stage of the network (graft models NAME --layers lists them), or auto"),
+    "tap": _text("name a stage of the network (graft models NAME --layers lists them), depths, or auto"),
     "head": _word((AUTO, "ridge", "linear", "mlp")),
     "input": _word((AUTO, *INPUTS)),
     "size": _whole(16, 1024, auto=True),

@@ -37,6 +37,9 @@ else:
     Augmentation = Cut = Tuned = TuneSettings = Source = Any
 
 
+APART = 10_000_000  # between the random seeds of two trainings of one recipe
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Bench:
     """Everything opened for one option: the cut network, the batches, the frozen features.

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from graft.backbones.catalogue import Entry
 from graft.backbones.trunks import TrunkFile
@@ -47,7 +48,7 @@ AROUND_A_FOLD = 0.5  # seconds beside its epochs and heads
 HEADS = 2.5  # of a fold: to start from, to compare with, and two simpler ones for the statistics
 PLAN = "tuning_plan.v4"
 GAINED = 0.15  # of the errors of the best frozen candidate may go: MobileNetV2, two stages: drawings 0.11, magnetic_tile 0.36
-APART = 0.6  # images that one of the two gets right and the other wrong, for each error of the frozen one
+DIFFERENT = 0.6  # images that one of the two gets right and the other wrong, for each error of the frozen one
 CLEAR = 2.8  # standard errors: four of five such gains are seen
 
 
@@ -194,14 +195,14 @@ def finalists(
     return listed if top is best else [*listed[:1], top, *listed[1:]], leading
 
 
-def better_together(frame: Frame, trials: Sequence[Trial]) -> frozenset[str]:
+def better_together(targets: Int64[np.ndarray, " m"], trials: Sequence[Trial]) -> frozenset[str]:
     """The backbones that are better read at several depths at once than at their best tap, frozen: lower log loss."""
     loss = criterion("log_loss")
     found: dict[str, dict[str, float]] = {"frozen": {}, "depths": {}}
     for trial in trials:
         if trial.recipe.strategy in found and trial.complete:
             of_kind, name = found[trial.recipe.strategy], trial.recipe.backbone
-            of_kind[name] = max(of_kind.get(name, -np.inf), loss(trial.probabilities, frame.targets))
+            of_kind[name] = max(of_kind.get(name, -np.inf), loss(trial.probabilities, targets))
     single, several = found["frozen"], found["depths"]
     return frozenset(name for name in several if several[name] > single.get(name, -np.inf))
 
@@ -351,7 +352,7 @@ def planned(
 
 def _shows(errors: float, held_out: float) -> bool:
     """Whether the gain to be expected of tuning two stages would be clear on so many images, answered by both."""
-    return GAINED * errors > CLEAR * math.sqrt(APART * errors / held_out)
+    return GAINED * errors > CLEAR * math.sqrt(DIFFERENT * errors / held_out)
 
 
 def _paid(

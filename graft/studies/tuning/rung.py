@@ -7,61 +7,39 @@ finished epoch in a checkpoint, so a kill costs at most one epoch.
 
 What is tried is a function of the images, the networks and the budget; how long it takes is then predicted from a few
 steps on this machine. Only where it is slower than such a plan assumes, the study depends on the clock, and says so: the last
-of the plan are left out, so that the time is there for one that wins to be measured on all folds.
+of the plan are left out, so that the time is there for one that wins to be measured on all folds; and a plan for some folds
+goes on to all of them, if the best of it is ahead and there is time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from graft.backbones.catalogue import find
-from graft.backbones.weights import shelf
-from graft.errors import BackboneError
 from graft.judging.uncertainty import draw_weights, paired
-from graft.studies.balancing import balance_of_head, balance_on_all
-from graft.studies.beside import activations_of
+from graft.studies.balancing import balance_of_head
+from graft.studies.beside import activations_of, trunk_of_trial
 from graft.studies.frame import Event, Frame, Trial, budget_of, criterion
 from graft.studies.journal import TRIALS
 from graft.studies.retrieval import retrieval_of_tuned
-from graft.studies.tuning.bench import Bench, bench_of, cut_for, training
-from graft.studies.tuning.finalists import (
-    DRAWS,
-    MOST_SEEDS,
-    PLAN,
-    REFIT,
-    Cost,
-    Option,
-    TuningPlan,
-    better_together,
-    finalists,
-    kept_share,
-    options_of,
-    planned,
-)
+from graft.studies.tuning.bench import APART, Bench, bench_of, cut_for, training
+from graft.studies.tuning.decided import known_folds, plan_of, rows_of
+from graft.studies.tuning.finalists import DRAWS, REFIT, Option, TuningPlan
 from graft.studies.tuning.kept_states import keep_tuned
 from graft.studies.tuning.norms import statistics_for, told
 from graft.studies.tuning.timing import timed
 
-if TYPE_CHECKING:
-    from graft.learning.finetune import Tuned
-else:
-    Tuned = Any
-
 SURVIVORS = "tuning_survivors.v2"
 PAID = "tuning_paid"
-APART = 10_000_000  # between the random seeds of two trainings of one recipe
 SLACK = 0.85  # of what is left may be predicted: folds that are missing at the end are worth less than another try
 TOO_SLOW = "this machine has no time for it in this budget"
 SLOWER = 2.0  # times as long as predicted a fold may take, on a machine that became slower meanwhile
 KEPT = 0.15  # of the budget is left to what follows, if it is for the folds that are missing
 NEARLY_ALL = 0.8  # of its share is left when the rung begins, or the plan is made for what is left
-UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
 
 
 @dataclass(slots=True)
@@ -101,18 +79,18 @@ def finetuning(
     """
     until = frame.settings.budget_seconds - reserve
     left = until - frame.journal.elapsed_seconds()
-    plan = _planned(frame, trials, seconds if left > NEARLY_ALL * seconds else max(0.0, left))
+    plan = plan_of(frame, trials, seconds if left > NEARLY_ALL * seconds else max(0.0, left))
     work = Tuning(frame, plan, until, rows)
-    rows += _rows(frame, plan)
+    rows += rows_of(frame, plan)
     yield from _forecast(work)
     with ExitStack() as at_end:
         at_end.callback(lambda: trials.extend(work.trials.values()))
         yield from _paid_by_the_clock(work)
         for option in plan.options:
-            if option.recipe.key in work.paid or _known_folds(frame, option):
+            if option.recipe.key in work.paid or known_folds(frame, option):
                 yield from _folds(work, option, range(1))
         for option in _survivors(work):
-            yield from _folds(work, option, range(1, max(plan.folds, _known_folds(frame, option))))
+            yield from _folds(work, option, range(1, max(plan.folds, known_folds(frame, option))))
         if plan.folds < frame.folds.count:
             yield from _further_folds(work, trials)
     for row in rows:
@@ -126,20 +104,13 @@ def finetuning(
 
 def _further_folds(work: Tuning, trials: Sequence[Trial]) -> Generator[Event, None, None]:
     """Where the plan was for some folds and there is time for all, go on with the best, if it is ahead of every other there."""
-    score = criterion(work.frame.settings.metric)
-
-    def lead(tuned: Trial) -> float:
-        rows = ~np.isnan(tuned.probabilities).any(axis=1)
-        targets = work.frame.targets[rows]
-        others = [score(one.probabilities[rows], targets) for one in trials if one.complete]
-        return score(tuned.probabilities[rows], targets) - max(others, default=0.0)
-
-    best = max(work.trials.values(), key=lead, default=None)
-    if best is None or best.complete or lead(best) <= 0:
+    leads = {key: _lead(work, tuned, trials) for key, tuned in work.trials.items()}
+    best = max(leads, key=lambda key: leads[key], default=None)
+    if best is None or work.trials[best].complete or leads[best] <= 0:
         return
-    option = next(one for one in work.plan.options if one.recipe.key == best.recipe.key)
+    option = next(one for one in work.plan.options if one.recipe.key == best)
     budget, left = work.frame.settings.budget_seconds, work.frame.remaining_seconds()
-    done, seconds = _known_folds(work.frame, option), _row(work, option)["fold_seconds"]
+    done, seconds = known_folds(work.frame, option), _row(work, option)["fold_seconds"]
     missing = work.frame.folds.count - done
     if seconds is None or left - KEPT * budget < (missing + REFIT) * seconds:
         return
@@ -148,122 +119,16 @@ def _further_folds(work: Tuning, trials: Sequence[Trial]) -> Generator[Event, No
     yield from _folds(work, option, range(done, work.frame.folds.count))
 
 
+def _lead(work: Tuning, tuned: Trial, others: Sequence[Trial]) -> float:
+    """By how much it scores better than the best other candidate, on the images that it was measured on."""
+    rows = ~np.isnan(tuned.probabilities).any(axis=1)
+    score, targets = criterion(work.frame.settings.metric), work.frame.targets[rows]
+    known = [score(other.probabilities[rows], targets) for other in others if other.complete]
+    return score(tuned.probabilities[rows], targets) - max(known, default=0.0)
+
+
 def _count(folds: int) -> str:
     return f"{folds} fold{'' if folds == 1 else 's'}"
-
-
-def _planned(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPlan:
-    """The journalled plan, or a new one."""
-    from graft.learning.tune_settings import TuneSettings
-
-    frozen = {trial.recipe.key: trial for trial in trials if trial.recipe.strategy == "frozen"}
-    known = frame.journal.find(PLAN, {"budget": budget_of(frame)})
-    if known is None:
-        entries = {
-            trial.recipe.backbone: find(trial.recipe.backbone, shelf(frame.folder))
-            for trial in frozen.values()
-        }
-        listed, leading = finalists(frame, list(frozen.values()), entries)
-        found = [(trial, activations_of(frame, trial)[0]) for trial in listed]
-        share = kept_share(len(frame.learned_from(0)))
-        settings = TuneSettings(patience=UNTIL_THE_END, validation_share=share)
-        together = better_together(frame, trials)
-        options = options_of(
-            found,
-            settings,
-            leading=leading,
-            together=together,
-            learned=len(frame.learned_from(0)),
-            compute=frame.compute,
-        )
-        accuracy = criterion("accuracy")
-        best = max((accuracy(t.probabilities, frame.targets) for t in trials if t.complete), default=0.0)
-        plan = planned(
-            options,
-            images=len(frame.rows),
-            folds=frame.folds.count,
-            seconds=seconds,
-            errors=1.0 - best,
-        )
-        facts = {
-            name: [
-                {
-                    "name": option.recipe.name,
-                    "frozen": option.trial.recipe.key,
-                    "cut": option.cut,
-                    "settings": asdict(option.settings),
-                    "cost": asdict(option.cost),
-                    "together": list(option.together),
-                }
-                for option in listed
-            ]
-            for name, listed in (("tried", plan.options), ("left", plan.left))
-        }
-        for row in _begun(frame):
-            if not any(_key(row) == _key(other) for other in facts["tried"]):
-                facts["tried"].append(row)
-        tried = [_key(row) for row in facts["tried"]]
-        facts["left"] = [row for row in facts["left"] if _key(row) not in tried]
-        known = frame.journal.append(PLAN, {"budget": budget_of(frame), **facts, "folds": plan.folds})
-
-    def back(rows: Sequence[dict[str, Any]]) -> tuple[Option, ...]:
-        return tuple(
-            Option(
-                frozen[row["frozen"]],
-                row["cut"],
-                TuneSettings(**row["settings"]),
-                Cost(**row["cost"]),
-                together=tuple(row["together"]),
-            )
-            for row in rows
-            if row["frozen"] in frozen
-        )
-
-    return TuningPlan(back(known["tried"]), int(known["folds"]), back(known["left"]))
-
-
-def _begun(frame: Frame) -> list[dict[str, Any]]:
-    """What plans for other budgets have tried, of which something was measured."""
-    named = {record.get("name") for record in frame.journal.records if record["kind"] == "fold"}
-    return [
-        row
-        for record in frame.journal.records
-        if record["kind"] == PLAN
-        for row in record["tried"]
-        if row["name"] in named
-    ]
-
-
-def _known_folds(frame: Frame, option: Option) -> int:
-    """How many folds, from the first on, an earlier session has measured."""
-    measured = (frame.journal.fold(option.recipe.key, fold) for fold in range(frame.folds.count))
-    return sum(1 for _ in takewhile(lambda known: known is not None, measured))
-
-
-def _key(row: dict[str, Any]) -> tuple[str, str]:
-    return row["frozen"], row["cut"]
-
-
-def _rows(frame: Frame, plan: TuningPlan) -> list[dict[str, Any]]:
-    """The lines of `plan` in `study.json`, before anything was run."""
-
-    def row(option: Option, decision: str) -> dict[str, Any]:
-        return {
-            "id": option.recipe.name,
-            "cut": option.cut,
-            "decision": decision,
-            "epochs": option.settings.epochs,
-            "views": option.settings.views,
-            "batch_norm": option.settings.batch_norm,
-            "fold_seconds": None,
-            "cache_seconds": None,
-            "predicted_seconds": 0.0,
-            "folds_done": 0,
-            "real_seconds": 0.0,
-        }
-
-    reason = "the budget does not pay it" if plan.options else "the budget pays no fine-tuning"
-    return [*(row(o, "tried") for o in plan.options), *(row(o, reason) for o in plan.left)]
 
 
 def _forecast(work: Tuning) -> Generator[Event, None, None]:
@@ -412,14 +277,14 @@ def _trial(frame: Frame, option: Option) -> Trial:
     """What the journal holds of this option; its packed model is as fast as the frozen one, and as large but for the head."""
     probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
     seconds, curves, longer = 0.0, [], 0
-    own = activations_of(frame, option.trial)[0].taps[option.trial.tap_index].features
+    own = trunk_of_trial(frame, option.trial).taps[option.trial.tap_index].features
     for fold in range(frame.folds.count):
         known = frame.journal.fold(option.recipe.key, fold)
         if known is not None:
             probabilities[frame.held_out(fold)] = known[1]
             seconds += float(known[0]["seconds"])
             curves.append({"fold": fold, **known[0]["curve"]})
-            longer = (known[0]["features"] - own) * frame.classes
+            longer = (known[0].get("features", own) - own) * frame.classes
     read = {"together": list(option.together)} if option.together else {}
     return replace(
         option.trial,
@@ -480,7 +345,7 @@ def tuning_again(
 
     `reserve`: seconds of the budget that are kept for what comes after.
     """
-    plan = _planned(frame, trials, 0.0)
+    plan = plan_of(frame, trials, 0.0)
     option = next(one for one in plan.options if one.recipe.key == first.recipe.key)
     again = replace(option, seed=seed)
     row = {"id": again.recipe.name, "fold_seconds": first.train_seconds / len(first.curves)}
@@ -488,38 +353,3 @@ def tuning_again(
     work = Tuning(frame, plan, frame.settings.budget_seconds - reserve, [row])
     yield from _folds(work, again, range(frame.folds.count))
     return work.trials.get(again.recipe.key)
-
-
-def refitting_tuned(
-    frame: Frame, trial: Trial, trials: Sequence[Trial]
-) -> Generator[Event, None, tuple[Bench, Tuned]]:
-    """Tune on every development image, for as many epochs of the plan as were best on the folds (their median)."""
-    plan = _planned(frame, trials, 0.0)
-    every = (replace(option, seed=seed) for option in plan.options for seed in range(MOST_SEEDS))
-    option = next((one for one in every if one.recipe.key == trial.recipe.key), None)
-    if option is None:
-        raise BackboneError(
-            f"{trial.recipe.name} is not in the plan of this study. Run it again with --overwrite."
-        )
-    bench = yield from bench_of(frame, option)
-    best = [int(curve["best_epoch"]) for curve in trial.curves]
-    temperature = float(np.median([curve["temperature"] for curve in trial.curves]))
-    settings = replace(
-        option.settings,
-        balance=balance_on_all(frame, option.trial),
-        batch_norm=statistics_for(frame, bench, option.settings, frame.rows)["batch_norm"],
-        validation_share=0.0,
-        stop_epoch=int(np.median(best)),
-        temperature=temperature,
-    )
-    tuned, _ = yield from training(
-        frame,
-        settings,
-        bench,
-        rows=frame.rows,
-        seed=999 + APART * option.seed,
-        deadline_seconds=None,
-        kept_in=frame.settings.out / TRIALS / f"{trial.recipe.key[:16]}-all.tune.safetensors",
-        text=f"{trial.recipe.name}, on all images",
-    )
-    return bench, tuned
