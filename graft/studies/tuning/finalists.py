@@ -198,13 +198,14 @@ def finalists(
 def better_together(targets: Int64[np.ndarray, " m"], trials: Sequence[Trial]) -> frozenset[str]:
     """The backbones that are better read at several depths at once than at their best tap, frozen: lower log loss."""
     loss = criterion("log_loss")
-    found: dict[str, dict[str, float]] = {"frozen": {}, "depths": {}}
+    found: dict[str, dict[tuple[object, ...], float]] = {"frozen": {}, "depths": {}}
     for trial in trials:
         if trial.recipe.strategy in found and trial.complete:
-            of_kind, name = found[trial.recipe.strategy], trial.recipe.backbone
-            of_kind[name] = max(of_kind.get(name, -np.inf), loss(trial.probabilities, targets))
+            of_kind = found[trial.recipe.strategy]
+            seen = trial.recipe.backbone, trial.recipe.geometry, trial.recipe.look
+            of_kind[seen] = max(of_kind.get(seen, -np.inf), loss(trial.probabilities, targets))
     single, several = found["frozen"], found["depths"]
-    return frozenset(name for name in several if several[name] > single.get(name, -np.inf))
+    return frozenset(str(seen[0]) for seen in several if several[seen] > single.get(seen, -np.inf))
 
 
 def _worth_tuning(
