@@ -76,8 +76,11 @@ class Candidate:
     def learns(self) -> str:
         """What was done to the network, in words: from which depth it was tuned, how it was made smaller."""
         words = STRATEGIES.get(self.strategy, self.strategy)
-        if self.strategy == "partial" and self.cut:
-            return f"fine-tuned above {self.cut}"
+        if self.strategy in ("partial", "full"):
+            tuned = f"fine-tuned above {self.cut}" if self.cut else words
+            if "+quarters+tuned:" not in self.id:
+                return tuned
+            return f"{tuned} and read at all depths{' there' if self.cut else ''}"
         if self.strategy == "depths" and self.id.endswith("+quarters"):
             return f"{words} and by quarters"
         if self.strategy == "shrunk" and "+" in self.id:

@@ -201,10 +201,13 @@ def test_rows_say_from_which_depth_and_on_which_images(tmp_path: Path) -> None:
     other = {**deepcopy(study["candidates"][3]), "id": "net/head@squash"}
     other["input"] = {"size": 96, "fit": "squash"}
     study["candidates"] += [other, {**other, "id": "net/head+depths:3+int8", "strategy": "shrunk"}]
+    together = {"id": "net/head+depths+quarters+tuned:b1", "strategy": "partial", "cut": "b1"}
+    study["candidates"] += [{**other, **together}]
     run = read(tmp_path / "run", study)
     told = {c.id: (c.learns, *c.shown) for c in run.candidates}
     assert told["net/head+tuned:b1"] == ("fine-tuned above b1",)
     assert told["net/head+tuned:b0"] == ("fine-tuned above b0",)
+    assert told["net/head+depths+quarters+tuned:b1"][0] == "fine-tuned above b1 and read at all depths there"
     assert told["net/head@squash"] == ("frozen, with a new head", "squashed", "96 px")
     assert told["net/head+depths:3+int8"][0] == "made smaller: depths:3, int8"
     assert told["cnn/scratch"] == ("from scratch",)
