@@ -70,6 +70,9 @@ def _training(group: Any) -> None:
     group.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=None, help="average the weights (default)"
     )
+    group.add_argument(
+        "--generations", metavar="N", help="each network also learns from the one before it (default: 1)"
+    )
     group.add_argument("--ensemble", metavar="N", help="the mean of N trainings (default: 1)")
 
 
@@ -119,6 +122,7 @@ def run(options: argparse.Namespace) -> int:
         mixup=options.mixup,
         cutmix=options.cutmix,
         ema=options.ema,
+        generations=options.generations,
         ensemble=options.ensemble,
         seeds=options.seeds,
         folds=options.folds,

@@ -35,12 +35,14 @@ from graft.compute import Compute
 from graft.errors import GraftError
 from graft.learning import checkpoint
 from graft.learning.cutting import Cut
-from graft.learning.heads import Head, answering_head, first_head, fresh_head
-from graft.learning.inner import for_statistics
+from graft.learning.heads import Head
+from graft.learning.lessons import CHECK_BATCH as CHECK_BATCH
 from graft.learning.lessons import Lesson, batches, lesson_of, loss_of
+from graft.learning.lessons import blocks as blocks
 from graft.learning.loop import Epoch, Stopped, at_work, best_temperature
 from graft.learning.prefix import Source
 from graft.learning.ridge import Criterion
+from graft.learning.starting import Features, answering, start
 from graft.learning.tune_settings import TuneSettings as TuneSettings
 from graft.learning.tune_settings import planned_epochs as planned_epochs
 from graft.learning.tune_settings import rates_of as rates_of
@@ -48,16 +50,15 @@ from graft.learning.tuner import HEAD, HIDDEN, Rates, Tuner, head_of
 from graft.learning.watching import Watch, judged
 from graft.store import content_key
 
-CHECK_BATCH = 64
-
-Features = Float[np.ndarray, "n d"]
+APART = 7_919  # between the random seeds of two generations
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuned:
     """`state`: the weights of the network that changed, by name; `head`: the temperature is inside.
 
-    `best_epoch` 0 is the frozen network with its head: `state` is empty then.
+    `best_epoch` 0 is the frozen network with its head: `state` is empty then. It counts through all generations, as
+    `epochs_run` does; `needed` are the epochs of the `generation` that was kept.
     """
 
     state: dict[str, Tensor]
@@ -66,6 +67,8 @@ class Tuned:
     best_epoch: int
     epochs_run: int
     stopped: Stopped
+    needed: int = 0
+    generation: int = 1
 
 
 @dataclass(slots=True)
@@ -107,13 +110,88 @@ def tune(
     """Tune on `rows` and yield a record per epoch; the generator's return value is the result.
 
     `features`: what the frozen network puts out at the tap; only a ridge head needs them. `criterion`: chooses the ridge
-    head's class weighting, and is told of every epoch. `kept_in`: the file of the checkpoint; where it holds this very training, it goes on from
-    there, and the epochs that are over are yielded again. Stops after `settings.patience` epochs without a lower log
+    head's class weighting, and is told of every epoch. `kept_in`: the file of the checkpoint, later generations beside it
+    (`checkpoints`); where they hold this very training, it goes on from there, and the epochs that are over are yielded
+    again. A generation stops after `settings.patience` epochs without a lower log
     loss of the kept-back part, after the planned epochs, or at the first batch after `deadline_seconds` (with a fresh
-    head not before one epoch). Raises GraftError when the loss is not finite even at half the learning rate.
+    head not before one epoch). Of several generations the one with the lowest log loss of the kept-back part is kept, the
+    last where nothing was kept back. Raises GraftError when the loss is not finite even at half the learning rate.
     """
-    started = time.monotonic()
+    until = math.inf if deadline_seconds is None else time.monotonic() + deadline_seconds
     lesson = lesson_of(source, targets, rows, groups=groups, classes=classes, settings=settings, seed=seed)
+    kept, lowest, before = None, math.inf, 0
+    for generation in range(1, settings.generations + 1):
+        own = seed + APART * (generation - 1)
+        place = (
+            kept_in if kept_in is None or generation == 1 else kept_in.with_name(_later(kept_in, generation))
+        )
+        work = _generation(
+            cutting,
+            lesson,
+            features,
+            classes,
+            settings,
+            compute,
+            criterion,
+            rows=rows,
+            seed=own,
+            until=until,
+            kept_in=place,
+        )
+        found, loss = yield from _counted_on(work, before=before, left=settings.generations - generation)
+        if kept is None or (found.epochs_run and (not len(lesson.check) or loss < lowest)):
+            needed = found.best_epoch
+            best = needed and needed + before
+            kept, lowest = replace(found, best_epoch=best, needed=needed, generation=generation), loss
+        before += found.epochs_run
+        if found.stopped == "deadline" or generation == settings.generations:
+            break
+        learned = settings.batch_norm == "train"
+        lesson = replace(lesson, teacher=_finished(cutting, found, compute, statistics=learned))
+    assert kept is not None
+    return replace(kept, epochs_run=before, stopped=found.stopped)
+
+
+def checkpoints(kept_in: Path) -> list[Path]:
+    """The files that a training left, of all its generations."""
+    return [path for path in (kept_in, *kept_in.parent.glob(_later(kept_in, "*"))) if path.exists()]
+
+
+def _later(kept_in: Path, generation: int | str) -> str:
+    """The name of a later generation's checkpoint."""
+    name, dot, ending = kept_in.name.partition(".")
+    return f"{name}{dot}generation-{generation}.{ending}"
+
+
+def _counted_on(
+    work: Generator[Epoch, None, tuple[Tuned, float]], *, before: int, left: int
+) -> Generator[Epoch, None, tuple[Tuned, float]]:
+    """The epochs of a generation, numbered after those `before`; so many generations are `left`."""
+    while True:
+        try:
+            epoch = next(work)
+        except StopIteration as finished:
+            result: tuple[Tuned, float] = finished.value
+            return result
+        yield replace(epoch, number=epoch.number + before, planned=before + epoch.planned * (1 + left))
+
+
+def _generation(
+    cutting: Cut,
+    lesson: Lesson,
+    features: Features | None,
+    classes: int,
+    settings: TuneSettings,
+    compute: Compute,
+    criterion: Criterion | None,
+    *,
+    rows: Int64[np.ndarray, " m"],
+    seed: int,
+    until: float,
+    kept_in: Path | None,
+) -> Generator[Epoch, None, tuple[Tuned, float]]:
+    """Train one network; returns it with its log loss on the kept-back part."""
+    targets = lesson.targets
     tuner = start(cutting, lesson, features, classes, settings, compute, criterion, seed=seed)
     best = _before_any(lesson, features, classes, settings, criterion)
     planned = planned_epochs(len(lesson.learn), settings)
@@ -126,11 +204,11 @@ def tune(
     good = tuner.state(), tuner.step
     while number < last and stopped is None:
         begun = time.monotonic()
-        unlimited = deadline_seconds is None or (number == 0 and settings.head != "ridge")
-        until = math.inf if unlimited or deadline_seconds is None else started + deadline_seconds
+        needed = number == 0 and settings.head != "ridge" and lesson.teacher is None
         drawn, watch = seed * 1_000_003 + number, Watch(criterion)
         with at_work(compute):
-            loss = _epoch(tuner, lesson, settings, watch, total=total, seed=drawn, until=until)
+            end = math.inf if needed else until
+            loss = _epoch(tuner, lesson, settings, watch, total=total, seed=drawn, until=end)
             if loss is None:
                 stopped = "deadline"
                 break
@@ -162,9 +240,12 @@ def tune(
         yield epoch
         stopped = _had_enough(done, lesson, settings)
     if best.epoch:
-        return _tuned(best, tuner, epochs_run=number, stopped=stopped or "epochs")
-    head = _answering(features, targets, rows, classes, settings, criterion)
-    return Tuned({}, head, 1.0, 0, number, stopped or "epochs")
+        return _tuned(best, tuner, epochs_run=number, stopped=stopped or "epochs"), best.loss
+    if settings.head != "ridge":  # a fresh head that the clock gave no epoch
+        nothing = head_of(tuner.averaged, unit_length=tuner.unit_length)
+        return Tuned({}, nothing, 1.0, 0, number, stopped or "epochs"), math.inf
+    head = answering(features, targets, rows, classes, settings, criterion)
+    return Tuned({}, head, 1.0, 0, number, stopped or "epochs"), best.loss
 
 
 def predict(
@@ -205,45 +286,13 @@ def embed(
     return np.concatenate(parts)
 
 
-def _finished(cutting: Cut, tuned: Tuned, compute: Compute) -> Tuner:
-    """A tuner that only answers."""
-    tuner = Tuner(cutting, tuned.head, Rates(0.0, 0.0, 1.0, 0.0, 0.0), compute, statistics=False)
-    tuner.averaged |= {name: value.to(compute.device) for name, value in tuned.state.items()}
-    return tuner
-
-
-def start(
-    cutting: Cut,
-    lesson: Lesson,
-    features: Features | None,
-    classes: int,
-    settings: TuneSettings,
-    compute: Compute,
-    criterion: Criterion | None,
-    *,
-    seed: int,
-) -> Tuner:
-    """The tuner before its first step: with a ridge head of the rows to learn from, or a fresh one."""
-    rates, statistics = rates_of(settings), settings.batch_norm == "train"
-    if settings.head == "ridge":
-        head = _first(features, lesson.targets, lesson.learn, classes, settings, criterion)
-    else:
-        width = _width(cutting, lesson.source.plain(lesson.learn[:2]), compute)
-        unit, decay = settings.unit_length, settings.weight_decay
-        head = fresh_head(settings.head, width, classes=classes, unit_length=unit, seed=seed)
-        rates = replace(rates, first_layer=math.sqrt(width) if unit else 1.0, head_decay=decay)
-    tuner = Tuner(cutting, head, rates, compute, statistics=statistics, dropout=settings.dropout)
-    if settings.batch_norm == "reestimate":
-        with at_work(compute):
-            plain = lesson.source.plain
-            measured = blocks(for_statistics(lesson.learn))
-            tuner.reestimate((plain(rows) for rows in measured), cutting.batch_norms())
-            read = np.concatenate(
-                [tuner.features(plain(rows)).cpu().numpy() for rows in blocks(lesson.learn)]
-            )
-        if settings.head == "ridge":
-            labels, every = lesson.targets[lesson.learn], np.arange(len(lesson.learn))
-            tuner.begin_with(_first(read, labels, every, classes, settings, criterion))
+def _finished(cutting: Cut, tuned: Tuned, compute: Compute, *, statistics: bool = False) -> Tuner:
+    """A tuner that only answers; with `statistics` beside one that learns them."""
+    tuner = Tuner(cutting, tuned.head, Rates(0.0, 0.0, 1.0, 0.0, 0.0), compute, statistics=statistics)
+    for name, value in tuned.state.items():
+        # As the tail is laid out, also what came out of a file: kernels of another order round differently.
+        order = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+        tuner.averaged[name] = value.to(compute.device).contiguous(memory_format=order)
     return tuner
 
 
@@ -257,55 +306,11 @@ def _before_any(
     """Epoch 0: what the head of the frozen features is worth; infinitely bad where the head is a fresh one."""
     best = _Best(temperature=settings.temperature)
     if features is not None and settings.head == "ridge" and len(lesson.check):
-        head = _answering(features, lesson.targets, lesson.learn, classes, settings, criterion)
+        head = answering(features, lesson.targets, lesson.learn, classes, settings, criterion)
         rows = np.asarray(features[lesson.check], np.float32)
         logits = torch.from_numpy(head.logits(rows) + lesson.prior)
         best.loss = _judged(logits, torch.from_numpy(lesson.targets[lesson.check]))[0]
     return best
-
-
-def _answering(
-    features: Features | None,
-    targets: Int64[np.ndarray, " n"],
-    rows: Int64[np.ndarray, " m"],
-    classes: int,
-    settings: TuneSettings,
-    criterion: Criterion | None,
-) -> Head:
-    """The head of the frozen network, where nothing that was tuned is better."""
-    assert features is not None, "this head needs the features of the frozen network"
-    return answering_head(
-        features[rows], targets[rows], classes=classes, balance=settings.balance, criterion=criterion
-    )
-
-
-def _first(
-    features: Features | None,
-    targets: Int64[np.ndarray, " n"],
-    rows: Int64[np.ndarray, " m"],
-    classes: int,
-    settings: TuneSettings,
-    criterion: Criterion | None,
-) -> Head:
-    """The head that a training starts from: less bold than one that answers."""
-    assert features is not None, "a ridge head needs the features of the frozen network"
-    return first_head(
-        features[rows],
-        targets[rows],
-        classes=classes,
-        balance=settings.balance,
-        criterion=criterion,
-        least_penalty=settings.start_penalty,
-        temperature=settings.start_temperature,
-    )
-
-
-@torch.no_grad()
-def _width(cutting: Cut, maps: Tensor, compute: Compute) -> int:
-    """How many features the tail puts out."""
-    tail = cutting.tail.to(compute.device).eval()
-    with torch.autocast(compute.device, torch.bfloat16, enabled=compute.bf16):
-        return int(tail(maps).shape[1])
 
 
 def _epoch(
@@ -323,11 +328,6 @@ def _epoch(
             return math.nan
         tuner.learn(loss, total=total)
     return float(np.mean(losses))
-
-
-def blocks(rows: Int64[np.ndarray, " m"]) -> list[Int64[np.ndarray, " b"]]:
-    """At most 64 rows each, about equally many: of a single image there are no statistics."""
-    return np.array_split(rows, math.ceil(len(rows) / CHECK_BATCH)) if len(rows) else []
 
 
 def _answers(tuner: Tuner, source: Source, rows: Int64[np.ndarray, " m"]) -> Float32[Tensor, "m k"]:

@@ -20,15 +20,19 @@ from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
 from graft.learning.inner import class_weights, drawn, kept_back, log_prior
+from graft.learning.loop import TAUGHT, taught
 from graft.learning.prefix import Source
 from graft.learning.tune_settings import TuneSettings
 from graft.learning.tuner import Tuner
 from graft.learning.watching import Watch
 
+CHECK_BATCH = 64
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lesson:
-    """`learn`, `check`: the rows to learn from and those kept back. `weights`, `prior`: of each class in the loss."""
+    """`learn`, `check`: the rows to learn from and those kept back. `weights`, `prior`: of each class in the loss. `teacher`:
+    what was trained before, if this is to learn from it."""
 
     source: Source
     targets: Int64[np.ndarray, " n"]
@@ -36,6 +40,7 @@ class Lesson:
     check: Int64[np.ndarray, " b"]
     weights: Float32[np.ndarray, " k"]
     prior: Float32[np.ndarray, " k"]
+    teacher: Tuner | None = None
 
 
 def lesson_of(
@@ -65,6 +70,11 @@ def batches(
         yield lesson.source.training(rows, generator), torch.from_numpy(lesson.targets[rows])
 
 
+def blocks(rows: Int64[np.ndarray, " m"]) -> list[Int64[np.ndarray, " b"]]:
+    """At most 64 rows each, about equally many: of a single image there are no statistics."""
+    return np.array_split(rows, math.ceil(len(rows) / CHECK_BATCH)) if len(rows) else []
+
+
 def loss_of(
     tuner: Tuner,
     maps: Tensor,
@@ -84,6 +94,9 @@ def loss_of(
     if watch is not None:
         watch.see(logits, wanted)
     smoothing = settings.label_smoothing
+    if lesson.teacher is not None:
+        wanted = taught(wanted, lesson.teacher.answers(maps) + prior)
+        smoothing *= 1 - TAUGHT
     return nn.functional.cross_entropy(logits + prior, wanted, weights, label_smoothing=smoothing)
 
 

@@ -23,6 +23,7 @@ from graft.learning.memory import keep_freed_memory
 
 Stopped = Literal["patience", "epochs", "deadline"]
 PRIOR_DEVIATION = 0.3  # of the logarithm of the temperature
+TAUGHT = 0.5  # how much of what a second generation is to say comes from the first, the rest from the labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,15 @@ def laid_out(images: Float[Tensor, "n c y x"], compute: Compute) -> Float[Tensor
     """
     order = torch.contiguous_format if compute.device == "mps" else torch.channels_last
     return images.to(compute.device, memory_format=order)
+
+
+def taught(
+    wanted: Int64[Tensor, " b"] | Float[Tensor, "b k"], said: Float[Tensor, "b k"]
+) -> Float[Tensor, "b k"]:
+    """The shares of the classes, half from the labels (or the shares of a mixed pair), half from a teacher's logits on the
+    same views (born-again networks: Furlanello et al. 2018, arXiv 1805.04770)."""
+    labels = wanted if wanted.ndim == 2 else nn.functional.one_hot(wanted, said.shape[1])
+    return torch.lerp(labels.float(), torch.softmax(said, dim=1), TAUGHT)
 
 
 def best_temperature(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> float:

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from graft.compute import Compute
 from graft.learning.cutting import Cut
-from graft.learning.finetune import start
 from graft.learning.lessons import Lesson, batches, lesson_of, loss_of
 from graft.learning.loop import at_work
 from graft.learning.prefix import Source
 from graft.learning.ridge import Criterion
+from graft.learning.starting import start
 from graft.learning.tune_settings import TuneSettings
 
 STEPS = 60

@@ -34,7 +34,7 @@ CEILING = 0.1
 EXACT_ROWS = (
     1_000  # up to so many rows float64 is used; it takes 1.6 times as long, 0.1 s more for 1,000 x 1,280
 )
-SPEED = 25e9  # operations a second and thread, about, of fitting a head
+SPEED, EXACT_SPEED = 65e9, 25e9  # operations a second and thread, about, in float32 and in float64
 SCALES = (0.5, 200.0)  # what the logits may be multiplied by
 
 Weighting = Literal["none", "root", "full", "logit"]
@@ -67,10 +67,17 @@ class RidgeHead:
         return softmax(logits, axis=1).astype(np.float32)
 
 
-def fitting_seconds(rows: int, features: int, *, threads: int) -> float:
-    """What it takes to fit a head, about: the products of the features, and the eigenvectors of what is smaller."""
+def fitting_seconds(rows: int, features: int, *, weightings: int, threads: int) -> float:
+    """What it takes to fit a head, about: for each of the `weightings` that are tried, the products of the features, and the
+    eigenvectors of what is smaller."""
     rank = min(rows, features)
-    return (2.0 * rows * features * rank + 10.0 * rank**3) / SPEED / threads
+    speed = EXACT_SPEED if rows <= EXACT_ROWS else SPEED
+    return weightings * (2.0 * rows * features * rank + 10.0 * rank**3) / speed / threads
+
+
+def weightings_tried(targets: Int[np.ndarray, " n"], classes: int) -> int:
+    """For how many weightings of such classes `fit` solves its equations."""
+    return len(WEIGHTS) if _unbalanced(targets, classes) else 1
 
 
 def unit(features: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:

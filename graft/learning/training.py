@@ -31,8 +31,18 @@ from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.views import Augmentation, suited, views
 from graft.learning.inner import class_weights, drawn, kept_back, log_prior
+from graft.learning.loop import (
+    TAUGHT,
+    Stopped,
+    at_work,
+    average,
+    best_temperature,
+    kept_share,
+    laid_out,
+    rate_share,
+    taught,
+)
 from graft.learning.loop import Epoch as Epoch
-from graft.learning.loop import Stopped, at_work, average, best_temperature, kept_share, laid_out, rate_share
 from graft.learning.mixing import mixed
 from graft.learning.ridge import Criterion
 from graft.learning.scratch_settings import TrainingSettings as TrainingSettings
@@ -42,8 +52,6 @@ from graft.learning.trained import Trained as Trained
 from graft.learning.trained import calibrated, logits_of
 from graft.learning.trained import predict as predict
 from graft.learning.watching import Watch, judged
-
-TAUGHT = 0.5  # how much of what a second generation is to say comes from the first, the rest from the labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -288,19 +296,12 @@ def _loss(
         logits = network.head(_dropped(network.embed(batch), settings.dropout, generator))
         watch.see(logits, wanted)
         if lesson.teacher is not None:
-            wanted, smoothing = _taught(lesson, batch, wanted), smoothing * (1 - TAUGHT)
+            with torch.no_grad():
+                said = lesson.teacher(batch).float() + lesson.prior
+            wanted, smoothing = taught(wanted, said), smoothing * (1 - TAUGHT)
     return nn.functional.cross_entropy(
         logits.float() + lesson.prior, wanted, lesson.weights, label_smoothing=smoothing
     )
-
-
-def _taught(lesson: _Lesson, batch: Tensor, wanted: Tensor) -> Tensor:
-    """The shares of the classes, half from the labels, half from the teacher on the same views (Furlanello et al. 2018)."""
-    assert lesson.teacher is not None
-    with torch.no_grad():
-        said = torch.softmax(lesson.teacher(batch).float() + lesson.prior, dim=1)
-    labels = wanted if wanted.ndim == 2 else nn.functional.one_hot(wanted, len(lesson.prior))
-    return torch.lerp(labels.float(), said, TAUGHT)
 
 
 def _dropped(features: Tensor, dropout: float, generator: torch.Generator) -> Tensor:

@@ -34,7 +34,8 @@ class TuneSettings:
     (docs/log.md, 2026-11-21: sketches). `averaging`: decay of the
     averaged weights per step. `views`: how many views are kept behind a frozen prefix; 0 makes fresh ones each time.
     `validation_share`: the part of the rows kept back; with 0 there are exactly `stop_epoch` epochs of the plan and
-    `temperature` is taken as given. `mixup`, `cutmix`: the parameters of their beta distributions; 0 is none, with both each batch has one of them.
+    `temperature` is taken as given. `generations`: how many networks learn one after the other, each from the labels and
+    from what the one before says (`graft.learning.loop.taught`). `mixup`, `cutmix`: the parameters of their beta distributions; 0 is none, with both each batch has one of them.
     """
 
     cut: str = ""
@@ -63,6 +64,7 @@ class TuneSettings:
     validation_share: float = 0.15
     stop_epoch: int | None = None
     temperature: float = 1.0
+    generations: int = 1
     version: int = 1
 
 

@@ -172,7 +172,12 @@ def room_for(frame: Frame, share: float) -> float:
 def reading_seconds(frame: Frame, trial: Trial, *, times: float = 1.0) -> float:
     """Seconds predicted for both readings of a network, whose pass takes so many `times` what it takes at its own size."""
     gmacs = times * (find(trial.recipe.backbone, shelf(frame.folder)).gmacs or UNKNOWN_GMACS)
-    one = ridge.fitting_seconds(len(frame.learned_from(0)), FEATURES, threads=frame.compute.threads)
+    one = ridge.fitting_seconds(
+        len(frame.learned_from(0)),
+        FEATURES,
+        weightings=ridge.weightings_tried(frame.targets, frame.classes),
+        threads=frame.compute.threads,
+    )
     speed = forward_speed(
         replace(frame.compute, device="cpu")
     )  # where torch runs networks, ONNX Runtime reads them

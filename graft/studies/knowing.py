@@ -8,7 +8,7 @@ Probabilities are always out-of-fold. Embeddings of a frozen network are, too, i
 and the score of each is measured from others alone: without its fold, or of few images without its twentieth. A network that was trained has seen the images whose embeddings
 these are; its threshold is then too strict on new images, and the bundle says so (`origin`).
 
-Cost: for trained networks a pass of at most 1,500 images through the packed model; for frozen ones a principal subspace
+Cost: for trained networks a pass of at most 600 images through the packed model; for frozen ones a principal subspace
 per fold of at most 10,000 cached rows, or twenty of at most 400.
 """
 
@@ -41,7 +41,7 @@ from graft.studies.thresholds import adopted_thresholds
 
 COVERAGE = 0.9  # of the label sets
 COVERAGES = (1.0, 0.98, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
-MOST_EMBEDDED, MOST_CACHED = 1_500, 10_000  # images that the score is made from
+MOST_EMBEDDED, MOST_CACHED = 600, 10_000  # images that the score is made from
 MOST_IN_PARTS = 400  # above, a fold left out changes little, and twenty subspaces take a second
 LEAST_IMAGES = 20  # below, neither a quantile nor a subspace means anything
 BATCH = 16

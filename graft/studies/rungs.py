@@ -20,6 +20,7 @@ from graft.images.pixels import decoded, open_pixels, preparing
 from graft.judging.metrics import METRICS
 from graft.studies.board import board
 from graft.studies.frame import Event, Frame, Trial, criterion
+from graft.studies.knowing import MOST_EMBEDDED
 from graft.studies.plan import NAMED, Plan, geometry_of, pilot
 from graft.studies.probe import check_rows, heads_on_taps, priced, probing, samples_of
 from graft.studies.schedule import intended, scheduled
@@ -86,8 +87,12 @@ def _accuracy(targets: Int64[np.ndarray, " m"], trial: Trial, rows: Bool[np.ndar
 
 
 def last_fit_seconds(trial: Trial) -> float:
-    """As long as one of its folds, and a third more; what is not trained step by step takes next to nothing."""
-    return LAST_FIT * trial.train_seconds / len(trial.curves) if trial.curves else 0.0
+    """As long as one of its folds, and a third more, and what the packed model has to say of some images (`knowing`); what
+    is not trained step by step takes next to nothing."""
+    if not trial.curves:
+        return 0.0
+    embedded = min(len(trial.probabilities), MOST_EMBEDDED) * (trial.latency_ms or 0.0) / 1_000
+    return LAST_FIT * trial.train_seconds / len(trial.curves) + embedded
 
 
 def probe_rung(frame: Frame, planned: Plan, done: Progress, ahead: Ahead) -> Working:

@@ -19,9 +19,18 @@ from safetensors import safe_open
 from graft.errors import GraftError
 from graft.images.views import Augmentation
 from graft.learning import checkpoint, frozen_head, ridge
-from graft.learning.finetune import CHECK_BATCH, Tuned, TuneSettings, blocks, planned_epochs, predict, tune
+from graft.learning.finetune import (
+    CHECK_BATCH,
+    Tuned,
+    TuneSettings,
+    blocks,
+    checkpoints,
+    planned_epochs,
+    predict,
+    tune,
+)
 from graft.learning.inner import kept_back
-from graft.learning.loop import Epoch
+from graft.learning.loop import Epoch, taught
 from graft.learning.prefix import CachedViews, LiveViews, Source, fixed_view, prefix_maps
 from graft.learning.range_test import FARTHEST, find_rate, with_rate
 from graft.learning.watching import Watch
@@ -241,6 +250,48 @@ def test_a_checkpoint_of_another_training_or_a_damaged_one_is_not_taken(tmp_path
     assert len(other) == 2
     place.write_bytes(place.read_bytes()[:100])
     assert same(finish(start(part, kept_in=place))[1], finish(start(part))[1])
+
+
+@pytest.mark.parametrize("policy", ["frozen", "train"])
+def test_a_second_generation_learns_from_the_first_and_a_killed_one_goes_on(
+    tmp_path: Path, policy: Literal["frozen", "train"]
+) -> None:
+    known, place = made("layer3"), tmp_path / "one.tune.safetensors"
+    noise = np.random.default_rng(0).normal(size=known.features.shape).astype(np.float32)
+    part = Made(known.cutting, known.pixels, known.targets, noise)
+    twice = replace(SHORT, generations=2, batch_norm=policy, trunk_rate=1e-3, head_rate=0.1)
+    epochs, whole = finish(start(part, twice))
+    alone, first = finish(start(part, replace(twice, generations=1)))
+    assert [epoch.number for epoch in epochs] == [1, 2, 3, 4, 5, 6] and {e.planned for e in epochs} == {6}
+    assert [e.train_loss for e in epochs[:3]] == [e.train_loss for e in alone]
+    losses = [epoch.validation_loss for epoch in epochs]
+    assert whole.best_epoch > 0 and whole.generation == (2 if min(losses[3:]) < min(losses[:3]) else 1)
+    assert whole.needed == whole.best_epoch - 3 * (whole.generation - 1) and whole.epochs_run == 6
+    assert same(whole, first) == (whole.generation == 1)
+    work = start(part, twice, kept_in=place)
+    for _ in range(5):
+        next(work)
+    work.close()
+    assert len(checkpoints(place)) == 2 and set(checkpoints(place)) == set(tmp_path.iterdir())
+    again, resumed = finish(start(part, twice, kept_in=place))
+    assert same(resumed, whole) and [e.train_loss for e in again] == [e.train_loss for e in epochs]
+
+
+def test_the_last_fit_ends_with_the_last_generation_and_a_deadline_with_the_first() -> None:
+    part = made("layer3")
+    settings = replace(SHORT, generations=2, validation_share=0.0, stop_epoch=2)
+    epochs, tuned = finish(start(part, settings))
+    assert (tuned.generation, tuned.needed, tuned.best_epoch, len(epochs)) == (2, 2, 4, 4)
+    work = start(part, replace(SHORT, head="linear", generations=2), deadline_seconds=0.0)
+    cut = finish(work)[1]
+    assert (cut.generation, cut.epochs_run, cut.stopped) == (1, 1, "deadline")
+
+
+def test_half_of_what_a_pupil_is_to_say_are_the_labels() -> None:
+    logits = torch.tensor([[0.0, 0.0, 50.0], [0.0, 0.0, 0.0]])
+    found = taught(torch.tensor([0, 1]), logits)
+    torch.testing.assert_close(found, torch.tensor([[0.5, 0.0, 0.5], [1 / 6, 2 / 3, 1 / 6]]))
+    torch.testing.assert_close(taught(torch.eye(3)[:2], logits), found)
 
 
 def test_the_last_fit_uses_all_rows_for_exactly_the_epochs() -> None:

@@ -130,6 +130,7 @@ def test_an_augmentation_stands_in_the_page_as_an_object(tmp_path: Path) -> None
         ("batch_norm", "off", "auto, frozen, train, reestimate"),
         ("mixup", -0.1, "from 0 to 10"),
         ("cutmix", "yes", "from 0 to 10"),
+        ("generations", 6, "from 1 to 5"),
         ("ensemble", 0, "from 1 to 20"),
         ("seeds", 51, "from 1 to 50"),
         ("folds", 1, "from 2 to 20"),

@@ -87,6 +87,7 @@ def packed_bytes(result: graft.StudyResult) -> int:
         ({"freeze": 5, "head": "linear"}, "partial", "layer1"),
         ({"freeze": "layer2", "tap": "depths"}, "partial", "layer2"),
         ({"init": "random", "cutmix": 0.5, "ema": False}, "scratch", ""),
+        ({"backbone": "scratch", "generations": 2, "epochs": 1}, "scratch", ""),
         ({"backbone": "scratch", "input": "gray", "epochs": 1}, "scratch", ""),
     ],
 )
@@ -100,6 +101,9 @@ def test_every_way_to_train_ends_in_a_verified_bundle(
     assert result.facts["recipe"]["folds"] == 2
     if row["curves"]:
         assert {curve["batch_norm"] for curve in row["curves"]} <= {"frozen", "train"}
+    if "generations" in options:
+        assert {curve["epochs"][-1]["number"] for curve in row["curves"]} == {2}
+        assert all(curve["best_epoch"] == curve["generation"] for curve in row["curves"])
     if "lr" in options:
         assert len({curve["trunk_rate"] for curve in row["curves"]} - {2e-4}) >= 1
 

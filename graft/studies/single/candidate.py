@@ -386,6 +386,7 @@ def _settings(page: Page, head: str, *, cut: str, tap: str) -> TuneSettings:
         mixup=page.mixup,
         cutmix=page.cutmix,
         averaging=base.averaging if page.ema else 0.0,
+        generations=page.generations,
         **epochs,
         **{name: value for name, value in given.items() if value != AUTO},
     )

@@ -70,7 +70,8 @@ def _closed_member(work: Workshop) -> Fitted:
 
 
 def _refitted(work: Workshop, bench: Bench, run: int) -> Generator[Event, None, Tuned]:
-    """Trained on all development rows for as many epochs of the plan as were best on the folds (their median)."""
+    """Trained on all development rows for as many epochs of the plan, and generations, as were best on the folds (their
+    medians)."""
     frame, candidate = work.frame, work.candidate
     curves = work.curves[run]
     settings = candidate.settings
@@ -82,7 +83,8 @@ def _refitted(work: Workshop, bench: Bench, run: int) -> Generator[Event, None, 
     fixed = replace(
         settings,
         validation_share=0.0,
-        stop_epoch=int(np.median([int(curve["best_epoch"]) for curve in curves])),
+        stop_epoch=int(np.median([int(curve.get("needed", curve["best_epoch"])) for curve in curves])),
+        generations=round(float(np.median([int(curve.get("generation", 1)) for curve in curves]))),
         temperature=float(np.median([curve["temperature"] for curve in curves])),
     )
     tuned, _ = yield from training(

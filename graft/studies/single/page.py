@@ -59,6 +59,7 @@ class Page:
     mixup: float = 0.0
     cutmix: float = 0.0
     ema: bool = True
+    generations: int = 1
     ensemble: int = 1
     seeds: int = 1
     folds: int = 5
@@ -177,6 +178,7 @@ CHECKS: dict[str, Check] = {
     "mixup": _real(0.0, 10.0),
     "cutmix": _real(0.0, 10.0),
     "ema": _truth,
+    "generations": _whole(1, 5),
     "ensemble": _whole(1, 20),
     "seeds": _whole(1, 50),
     "folds": _whole(2, MOST_FOLDS),

@@ -177,6 +177,7 @@ def _told_before(frame: Frame, candidate: Candidate, done: Progress, *, preview:
         idle += ["--mixup"] if page.mixup else []
         idle += ["--cutmix"] if page.cutmix else []
         idle += ["--no-ema"] if not page.ema else []
+        idle += ["--generations"] if page.generations > 1 else []
         idle += ["--seeds"] if page.seeds > 1 else []
         if idle:
             yield from tell(

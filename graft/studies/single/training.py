@@ -251,7 +251,7 @@ def _fold(
         rows = closed_head(work, learned).probabilities(features_of(work)[asked])
         yield Event("progress", f"{candidate.recipe.name}: heads", fold + 1, frame.folds.count)
     else:
-        from graft.learning.finetune import predict
+        from graft.learning.finetune import checkpoints, predict
 
         bench = yield from opened_bench(work, run)
         facts["opening_seconds"] = round(frame.journal.elapsed_seconds() - begun, 3)
@@ -281,7 +281,8 @@ def _fold(
     seconds = round(max(frame.journal.elapsed_seconds() - begun, trained), 3)
     record = frame.journal.add_fold(run_key(candidate, run), fold, rows, {**facts, "seconds": seconds})
     if not candidate.closed:
-        kept_in.unlink(missing_ok=True)
+        for place in checkpoints(kept_in):
+            place.unlink(missing_ok=True)
     return record, rows
 
 

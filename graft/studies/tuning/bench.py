@@ -195,6 +195,11 @@ def training(
             tuned: Tuned = finished.value
             facts = {
                 "best_epoch": tuned.best_epoch,
+                **(
+                    {"needed": tuned.needed, "generation": tuned.generation}
+                    if settings.generations > 1
+                    else {}
+                ),
                 "stopped": tuned.stopped,
                 "temperature": tuned.temperature,
             }

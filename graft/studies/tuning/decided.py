@@ -13,6 +13,7 @@ from typing import Any
 
 from graft.backbones.catalogue import find
 from graft.backbones.weights import shelf
+from graft.learning.ridge import weightings_tried
 from graft.studies.beside import activations_of
 from graft.studies.frame import Frame, Trial, budget_of, criterion
 from graft.studies.tuning.finalists import (
@@ -52,6 +53,7 @@ def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPlan
             leading=leading,
             together=together,
             learned=len(frame.learned_from(0)),
+            weightings=weightings_tried(frame.targets, frame.classes),
             compute=frame.compute,
         )
         accuracy = criterion("accuracy")

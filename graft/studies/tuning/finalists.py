@@ -45,7 +45,7 @@ REFIT = 1.3  # of a fold: the last fit on all images
 OPENING = 2.0  # seconds to open and cut a network
 QUARTERS = 4  # of the last maps, in what is read together
 AROUND_A_FOLD = 0.5  # seconds beside its epochs and heads
-HEADS = 2.5  # of a fold: to start from, to compare with, and two simpler ones for the statistics
+HEADS = 3.0  # of a fold: to start from, to compare with, and two simpler ones for the statistics
 PLAN = "tuning_plan.v4"
 GAINED = 0.15  # of the errors of the best frozen candidate may go: MobileNetV2, two stages: drawings 0.11, magnetic_tile 0.36
 DIFFERENT = 0.6  # images that one of the two gets right and the other wrong, for each error of the frozen one
@@ -262,12 +262,13 @@ def options_of(
     leading: frozenset[str],
     together: frozenset[str],
     learned: int,
+    weightings: int,
     compute: Compute,
 ) -> list[Option]:
     """Every finalist at every depth: the better finalist and the likelier depth first, the last stages alone at the end.
 
     `leading`: the backbones that no other is surely better than, frozen. `together`: those whose stages are read together.
-    `learned`: how many images a fold learns from.
+    `learned`: how many images a fold learns from; `weightings`: for how many of their classes a head is fitted.
     """
     from graft.backbones.effort import efforts, view_seconds
     from graft.backbones.together import stages_read
@@ -293,7 +294,9 @@ def options_of(
             width = sum(widths[name] for name in read) + QUARTERS * max(
                 (widths[name] for name in read), default=0
             )
-            heads = fitting_seconds(learned, width or widths[tap], threads=compute.threads)
+            heads = fitting_seconds(
+                learned, width or widths[tap], weightings=weightings, threads=compute.threads
+            )
             cost = Cost(
                 training=tail.training_seconds(compute) + live,
                 predicting=tail.forward_seconds(compute),
