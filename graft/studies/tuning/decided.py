@@ -24,6 +24,7 @@ from graft.studies.tuning.finalists import (
     better_together,
     finalists,
     kept_share,
+    of_the_last_stage,
     options_of,
     planned,
 )
@@ -43,10 +44,16 @@ def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPlan
             for trial in frozen.values()
         }
         listed, leading = finalists(frame, list(frozen.values()), entries)
-        found = [(trial, activations_of(frame, trial)[0]) for trial in listed]
+        together = better_together(frame.targets, trials)
+        opened = [(trial, activations_of(frame, trial)[0]) for trial in listed]
+        found = [
+            (of_the_last_stage(trial, trunk, list(frozen.values())), trunk)
+            if trial.recipe.backbone in together
+            else (trial, trunk)
+            for trial, trunk in opened
+        ]
         share = kept_share(len(frame.learned_from(0)))
         settings = TuneSettings(patience=UNTIL_THE_END, validation_share=share)
-        together = better_together(frame.targets, trials)
         options = options_of(
             found,
             settings,
