@@ -280,7 +280,8 @@ def options_of(
     weightings: int,
     compute: Compute,
 ) -> list[Option]:
-    """Every finalist at every depth: the better finalist and the likelier depth first, the last stages alone at the end.
+    """Every finalist at every depth: those of leading networks first, and of each kind the better finalist and the likelier
+    depth, the last stages alone at the end.
 
     `leading`: the backbones that no other is surely better than, frozen. `together`: those whose stages are read together.
     `learned`: how many images a fold learns from; `weightings`: for how many of their classes a head is fitted.
@@ -323,8 +324,8 @@ def options_of(
             option = Option(
                 trial, cut, replace(settings, cut=cut), cost, shallow, backbone in leading, tuple(read)
             )
-            ordered.append((shallow, rank + depth, rank, option))
-    return [option for *_, option in sorted(ordered, key=lambda row: row[:3])]
+            ordered.append((backbone not in leading, shallow, rank + depth, rank, option))
+    return [option for *_, option in sorted(ordered, key=lambda row: row[:4])]
 
 
 def planned(
@@ -336,7 +337,7 @@ def planned(
     much and gains less (drawings: a network 3.5 points behind gained 3, which made it the equal of the best frozen one).
     Then the same on some folds, if with the `errors` of the best frozen candidate (a share of the images) the gain to be
     expected would be clear on so few images. Then the last stage of a leading one on every fold, two stages of it on some
-    folds, two of another, then whatever is paid.
+    folds, its last stage on some, two stages of another, then whatever is paid.
     """
     levels = [level for level in LEVELS if level.folds <= folds]
     whole = [level for level in levels if not level.folds]
@@ -357,6 +358,7 @@ def planned(
         (clear, both),
         (whole, leading),
         (some, both),
+        (some, leading),
         (whole, deep),
         (levels, bool),
     ):
