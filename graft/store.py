@@ -218,6 +218,17 @@ class Store:
             freed += size
         return freed
 
+    @contextmanager
+    def temporary(self) -> Iterator[Path]:
+        """An empty folder for the time of the block; what a killed process leaves of it, `tidy` removes a day later."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            place = tempfile.TemporaryDirectory(dir=self.folder, prefix="tmp-", ignore_cleanup_errors=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        with place as name:
+            yield Path(name)
+
     def _place(self, key: str) -> Path:
         return self.folder / key[:2] / key
 

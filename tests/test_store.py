@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from graft.errors import StoreError
-from graft.store import MANIFEST, Store, content_key, write_atomically, write_facts
+from graft.store import MANIFEST, STALE_SECONDS, Store, content_key, write_atomically, write_facts
 
 
 def test_what_is_put_can_be_got(tmp_path: Path) -> None:
@@ -49,6 +49,20 @@ def test_the_oldest_entries_go_when_the_limit_is_reached(tmp_path: Path) -> None
     store.tidy()
     assert store.get("a" * 40) is None
     assert store.get("b" * 40) is not None and store.get("c" * 40) is not None
+
+
+def test_what_a_killed_process_left_is_swept_a_day_later(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with store.temporary() as place:
+        (place / "0.npy").touch()
+        store.tidy()
+        assert place.parent == tmp_path and list(place.iterdir())
+    assert not list(tmp_path.iterdir())
+    killed = store.temporary()
+    left = killed.__enter__()
+    os.utime(left, (time.time() - 2 * STALE_SECONDS,) * 2)
+    store.tidy()
+    assert not left.exists()
 
 
 def test_keys_tell_content_apart() -> None:

@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,9 +55,9 @@ class Ahead:
         if self.process is None or order in self.asked:
             return
         images = self.place / f"{len(self.asked)}.npy"
-        np.save(images, samples)
         line = {"name": entry.name, "geometry": asdict(geometry), "look": look, "samples": str(images)}
-        with suppress(OSError):  # it has died; whoever waits will notice
+        with suppress(OSError):  # it has died, or its folder was swept; whoever waits will notice
+            np.save(images, samples)
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(line) + "\n")
             self.process.stdin.flush()
@@ -94,8 +93,8 @@ def opening_ahead(
         "store": str(store.folder.resolve()),
         "compute": asdict(compute),
     }
-    with tempfile.TemporaryDirectory(prefix="graft-ahead-") as place:
-        command = [sys.executable, "-m", "graft.backbones.ahead", place, json.dumps(settings)]
+    with store.temporary() as place:
+        command = [sys.executable, "-m", "graft.backbones.ahead", str(place), json.dumps(settings)]
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -105,7 +104,7 @@ def opening_ahead(
             cwd=place,  # or else whatever lies in the user's folder would be imported first
         )
         try:
-            yield Ahead(process, Path(place))
+            yield Ahead(process, place)
         finally:
             process.kill()
             process.communicate()

@@ -74,6 +74,14 @@ def test_the_run_folder_holds_what_is_promised(frozen: tuple[Path, graft.StudyRe
     assert result.report().stat().st_size < 3_000_000
 
 
+def test_the_best_network_is_shown_images_framed_both_ways(frozen: tuple[Path, graft.StudyResult]) -> None:
+    rows = [row for row in frozen[1].facts["candidates"] if row["strategy"] == "frozen"]
+    other = {row["backbone"] for row in rows if row["id"].endswith(("@crop", "@squash"))}
+    as_all = [row for row in rows if not row["id"].endswith(("@crop", "@squash"))]
+    best = max(as_all, key=lambda row: row["metrics"]["macro_f1"])
+    assert best["backbone"] in other and {row["backbone"] for row in as_all} > other
+
+
 def test_predictions_are_out_of_fold_for_every_candidate(frozen: tuple[Path, graft.StudyResult]) -> None:
     photos, result = frozen
     table = pyarrow.parquet.read_table(result.run / "predictions.parquet").to_pylist()
