@@ -135,7 +135,8 @@ def test_it_is_not_chosen_for_a_hair() -> None:
 
 def test_members_that_cannot_be_fitted_in_time() -> None:
     frozen, other = several(2)
-    tuned = replace(frozen, train_seconds=100.0, curves=({"fold": 0}, {"fold": 1}))  # a last fit of 65 s
+    curves = ({"fold": 0}, {"fold": 1})
+    tuned = replace(frozen, train_seconds=100.0, latency_ms=0.0, curves=curves)  # a last fit of 65 s
     assert ensembles.in_time([frozen, other], left=-100.0, kept=0.0, budget=300.0)
     assert ensembles.in_time([tuned, other], left=-100.0, kept=65.0, budget=300.0)
     assert not ensembles.in_time([tuned, tuned], left=100.0, kept=65.0, budget=300.0)

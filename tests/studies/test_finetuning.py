@@ -325,7 +325,9 @@ def test_time_is_kept_for_what_may_be_chosen_alone() -> None:
     some = np.where(np.arange(300)[:, None] < 150, trained[0].probabilities, np.nan)
     assert kept_for_the_end(targets(), [good, replace(trained[0], probabilities=some)]) == 0
     surer = np.where(np.arange(300)[:, None] < 150, np.eye(3, dtype=np.float32)[targets()], np.nan)
-    assert kept_for_the_end(targets(), [good, replace(trained[0], probabilities=surer)]) == pytest.approx(65.3)
+    assert kept_for_the_end(targets(), [good, replace(trained[0], probabilities=surer)]) == pytest.approx(
+        65.3
+    )
 
 
 @pytest.mark.usefixtures("few")
