@@ -49,11 +49,11 @@ from graft.studies.shrinking.variants import Variant, variant_of
 
 MOST = 4  # networks
 FIRST = 0.3  # of the budget, for the best one: nothing else gains as much in its time
-SHARE = 0.12  # for all of them together, beyond the best one
+SHARE = 0.15  # for all of them together, beyond the best one
 KEPT = 0.45  # of the budget is left to what follows
 BEHIND = 0.1  # in accuracy, and a network is not read: no more than 0.07 were ever gained by it
 MOST_WEIGHTS = 0.5  # of a network lie below its last maps, or it is not read whole
-OPENING = 2.0  # seconds to fold and compile a graph
+OPENING = 1.0  # seconds to fold and compile a graph
 FEATURES = 8_000  # of a reading, about
 DECISION = "depths_plan"
 READ: tuple[Strategy, ...] = ("frozen", "depths")  # whose network learns nothing

@@ -36,7 +36,7 @@ from graft.studies.rungs import Progress, Working, prepare, tell
 LARGER = 1.4
 STEP = 32  # what networks divide a side by
 SHARE = 0.2  # of the budget
-CHANGED = 2.0  # seconds to open the network at another size
+CHANGED = 1.0  # seconds to open the network at another size
 DECISION = "larger_plan"
 
 

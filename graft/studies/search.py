@@ -32,6 +32,7 @@ from graft.studies.depths import depths_rung
 from graft.studies.ending import finishing
 from graft.studies.ensembles import ensembles_rung
 from graft.studies.frame import Event, Frame, budget_of
+from graft.studies.frozen import probe_rung
 from graft.studies.inputs import inputs_rung
 from graft.studies.journal import Journal
 from graft.studies.larger import larger_rung
@@ -41,7 +42,6 @@ from graft.studies.rungs import (
     Progress,
     Working,
     kept_for_the_end,
-    probe_rung,
     scratch_rung,
     tell,
     tuning_rung,
