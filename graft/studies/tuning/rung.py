@@ -7,8 +7,8 @@ finished epoch in a checkpoint, so a kill costs at most one epoch.
 
 What is tried is a function of the images, the networks and the budget; how long it takes is then predicted from a few
 steps on this machine. Only where it is slower than such a plan assumes, the study depends on the clock, and says so: the last
-of the plan are left out, so that the time is there for one that wins to be measured on all folds; and a plan for some folds
-goes on to all of them, if the best of it is ahead and there is time.
+of the plan are left out, so that the time is there for one that wins to be measured on all folds; and what is ahead on some
+folds goes on to all of them, if there is time.
 """
 
 from __future__ import annotations
@@ -91,8 +91,7 @@ def finetuning(
                 yield from _folds(work, option, range(1))
         for option in _survivors(work):
             yield from _folds(work, option, range(1, max(plan.folds, known_folds(frame, option))))
-        if plan.folds < frame.folds.count:
-            yield from _further_folds(work, trials)
+        yield from _further_folds(work, trials)
     for row in rows:
         if row["folds_done"]:
             yield Event(
@@ -103,10 +102,11 @@ def finetuning(
 
 
 def _further_folds(work: Tuning, trials: Sequence[Trial]) -> Generator[Event, None, None]:
-    """Where the plan was for some folds and there is time for all, go on with the best, if it is ahead of every other there."""
+    """Where the plan was for some folds, or the rung's time was over, and there is time for all, go on with the best, if it is
+    ahead of every other there."""
     leads = {key: _lead(work, tuned, trials) for key, tuned in work.trials.items()}
     best = max(leads, key=lambda key: leads[key], default=None)
-    if best is None or work.trials[best].complete or leads[best] <= 0:
+    if best is None or work.trials[best].complete or leads[best] <= 0 or work.frame.halt.is_set():
         return
     option = next(one for one in work.plan.options if one.recipe.key == best)
     budget, left = work.frame.settings.budget_seconds, work.frame.remaining_seconds()
