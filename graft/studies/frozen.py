@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -40,12 +40,6 @@ from graft.studies.rungs import (
     training_speed,
 )
 from graft.studies.schedule import intended, scheduled
-
-if TYPE_CHECKING:
-    from graft.backbones.scratch import ScratchDesign
-    from graft.learning.training import TrainingSettings
-else:
-    ScratchDesign = TrainingSettings = Any
 
 AFTER_PROBE_SHARE = 0.8  # is kept for all that follows the probe
 REFRAMED_SHARE = 0.06  # of that, for the best networks with images framed in the other way

@@ -287,6 +287,14 @@ def test_the_last_fit_ends_with_the_last_generation_and_a_deadline_with_the_firs
     assert (cut.generation, cut.epochs_run, cut.stopped) == (1, 1, "deadline")
 
 
+def test_the_second_generation_hears_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    part, twice = made("layer3"), replace(SHORT, epochs=1, generations=2)
+    told, _ = finish(start(part, twice))
+    monkeypatch.setattr("graft.learning.loop.TAUGHT", 0.0)
+    alone, _ = finish(start(part, twice))
+    assert told[0].train_loss == alone[0].train_loss and told[1].train_loss != alone[1].train_loss
+
+
 def test_half_of_what_a_pupil_is_to_say_are_the_labels() -> None:
     logits = torch.tensor([[0.0, 0.0, 50.0], [0.0, 0.0, 0.0]])
     found = taught(torch.tensor([0, 1]), logits)

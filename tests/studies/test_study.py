@@ -74,8 +74,17 @@ def test_the_run_folder_holds_what_is_promised(frozen: tuple[Path, graft.StudyRe
     assert result.report().stat().st_size < 3_000_000
 
 
-def test_the_best_network_is_shown_images_framed_both_ways(frozen: tuple[Path, graft.StudyResult]) -> None:
-    rows = [row for row in frozen[1].facts["candidates"] if row["strategy"] == "frozen"]
+@pytest.mark.parametrize("place", [0, -1])
+def test_the_best_network_is_shown_images_framed_both_ways(
+    frozen: tuple[Path, graft.StudyResult],
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: int,
+) -> None:
+    monkeypatch.setattr("graft.studies.frozen.pilot", lambda backbones: backbones[place][0])
+    result = graft.study(frozen[0], out=tmp_path / "run", weights=weights, only="frozen", folds=4)
+    rows = [row for row in result.facts["candidates"] if row["strategy"] == "frozen"]
     other = {row["backbone"] for row in rows if row["id"].endswith(("@crop", "@squash"))}
     as_all = [row for row in rows if not row["id"].endswith(("@crop", "@squash"))]
     best = max(as_all, key=lambda row: row["metrics"]["macro_f1"])
