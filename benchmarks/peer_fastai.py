@@ -25,7 +25,7 @@ from fastai.vision.all import (
     set_seed,
     vision_learner,
 )
-from peers_network import HALF, SIZE, network
+from peers_network import HALF, network, size_of
 
 VERSIONS = ("fastai", "timm", "torch", "torchvision")
 
@@ -56,7 +56,7 @@ def main() -> None:
         options.images,
         train="train",
         valid="val",
-        item_tfms=Resize(SIZE),
+        item_tfms=Resize(size_of(options.weights)),
         batch_tfms=[*aug_transforms(), Normalize.from_stats(HALF, HALF)],
         bs=64,
     )

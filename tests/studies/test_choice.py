@@ -166,6 +166,17 @@ def test_an_ensemble_is_chosen_only_where_it_is_better_for_sure() -> None:
     assert chosen_from([poor, trial("both", GOOD, size=2_000_000, strategy="ensemble")]).chosen == 1
 
 
+@pytest.mark.parametrize(("gained", "chosen"), [(0.006, 0), (0.02, 1)])
+def test_an_ensemble_is_not_chosen_for_less_than_a_point_however_sure(gained: float, chosen: int) -> None:
+    """Of many images half a point is sure; it is not worth twice the bytes."""
+    alone, both = (probabilities(share, seed=1, count=3_000) for share in (0.9, 0.9 + gained))
+    single = trial("single", alone, size=1_000_000)
+    choice = chosen_from([single, trial("both", both, size=2_000_000, strategy="ensemble")])
+    sure = choice.differences[1 - chosen]
+    assert sure is not None and not sure.touches_zero
+    assert choice.chosen == chosen
+
+
 def test_a_single_candidate_keeps_its_score() -> None:
     choice = chosen_from([trial("alone", GOOD)])
     assert choice.chosen == choice.best == choice.smallest == choice.fastest == 0

@@ -20,6 +20,7 @@ from study_schema import problems
 import graft
 from graft.backbones import catalogue
 from graft.backbones.trunks import TapRow, TrunkFile
+from graft.compute import Compute
 from graft.images.dataset import Preprocess
 from graft.learning.loop import Epoch
 from graft.learning.tune_settings import TuneSettings
@@ -291,6 +292,51 @@ def test_a_leading_network_comes_first_if_need_be_on_some_folds() -> None:
     assert every.folds == 5 and any(one.leading and one.shallow for one in every.options)
     least = planned([leads, behind], images=1_000, folds=5, seconds=seconds / 2, errors=0.1)
     assert least.folds == 5 and [one.leading for one in least.options] == [False]
+
+
+def test_every_depth_of_leading_networks_comes_before_any_of_the_others() -> None:
+    """Of each kind the better network first, two stages and everything before the last stage alone."""
+    taps = tuple(TapRow(f"layer{number}", number - 1, 32 * 2**number) for number in range(1, 5))
+    trunk = TrunkFile(
+        "key",
+        catalogue.find("resnet18", None),
+        Preprocess(32),
+        "digest",
+        "here",
+        taps,
+        False,
+        "torch",
+        None,
+        "",
+    )
+
+    def at_the_top(backbone: str) -> Trial:
+        one = trial(f"{backbone}/layer4", probabilities(0.8, seed=1))
+        return replace(one, recipe=replace(one.recipe, backbone=backbone, tap="layer4"), tap_index=3, taps=4)
+
+    found = [(at_the_top(name), trunk) for name in ("best", "behind", "tied")]
+    options = finalists.options_of(
+        found,
+        TuneSettings(),
+        leading=frozenset({"best", "tied"}),
+        together=frozenset(),
+        learned=100,
+        weightings=1,
+        compute=Compute(device="cpu", threads=1, bf16=False),
+    )
+    assert [(one.trial.recipe.backbone, one.cut) for one in options] == [
+        ("best", "layer2"),
+        ("best", ""),
+        ("tied", "layer2"),
+        ("tied", ""),
+        ("best", "layer3"),
+        ("tied", "layer3"),
+        ("behind", "layer2"),
+        ("behind", ""),
+        ("behind", "layer3"),
+    ]
+    assert [one.leading for one in options] == [True] * 6 + [False] * 3
+    assert [one.shallow for one in options] == [False] * 4 + [True] * 2 + [False] * 2 + [True]
 
 
 def test_two_stages_on_some_folds_where_the_gain_would_be_clear_there() -> None:
