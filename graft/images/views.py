@@ -72,19 +72,22 @@ def natural(
 ) -> tuple[Symmetry, ...]:
     """The mirrorings that leave pictures as they might have been taken: at most `most` of `rows` are read.
 
-    A mirrored picture always is one, a grey surface upside down, too. To be turned upside down in colour, or
-    transposed, images must not betray that they were: photos have an up and a down, and a surface with a grain that
-    is turned is harder to learn. How that is measured is told at `symmetries`.
+    A mirrored picture always is one. To be turned upside down or transposed, images must not betray that they were:
+    photos have an up and a down, and a surface with a grain that is turned is harder to learn. Grey ones may betray it by
+    what all classes share, as surfaces do that were lit from above, but not by what they show: outlines of things have an
+    up and a down, too, and a network that is tuned learns them better upright (accuracy 0.755 for 0.729, MobileNetV2,
+    1,020 outlines of 51 classes). How that is measured is told at `symmetries`.
     """
     thumbs, labels = _chosen(pixels, targets, rows, most)
     grey = pixels.shape[3] == 1
-    return tuple(
-        name
-        for name, apply in APPLY.items()
-        if name == "mirror"
-        or (name == "upside_down" and grey)
-        or max(_told(one, labels) for one in _differences(thumbs, apply)) <= TOLD_BY_ANY
-    )
+
+    def betrayed(name: Symmetry) -> bool:
+        differences = _differences(thumbs, APPLY[name])
+        if name == "upside_down" and grey:
+            return max(_told(one - one.mean(0), labels) for one in differences) > TOLD_BY_CLASS
+        return max(_told(one, labels) for one in differences) > TOLD_BY_ANY
+
+    return tuple(name for name in APPLY if name == "mirror" or not betrayed(name))
 
 
 def symmetries(
@@ -100,7 +103,7 @@ def symmetries(
     strengths along both axes. If the class does not care, a_i is as likely as -a_i, so the share of images for which
     a_i agrees in sign with the mean of the others of its class is a half. What all classes share is taken away first:
     a lamp at one side says nothing about the class. Measured shares for mirror, upside down: photos 0.49, 0.53; grey
-    surfaces 0.62, 0.61; digits 0.93, 0.94. Few images, or things that are alike but for a small part, may pass
+    surfaces 0.62, 0.61; outlines of things 0.64, 0.71; digits 0.93, 0.94. Few images, or things that are alike but for a small part, may pass
     wrongly: 20 photos of motorbikes, every other one mirrored, do.
     """
     thumbs, labels = _chosen(pixels, targets, rows, most)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graft.images.augmentations import RANGES, SYMMETRIES
-from graft.images.views import Augmentation, _transforms, suited, symmetries, views
+from graft.images.views import Augmentation, _transforms, natural, suited, symmetries, views
 
 ALL = Augmentation(("mirror", "upside_down", "transpose"), smallest_crop=0.4, jitter=0.3, erase=0.5)
 STILL = Augmentation((), smallest_crop=1.0, jitter=0.0, erase=0.0)
@@ -145,6 +145,22 @@ def test_surfaces_have_every_symmetry() -> None:
         "upside_down",
         "transpose",
     )
+
+
+@pytest.mark.parametrize(
+    ("lit", "natural_so"), [("all from above", True), ("each class from a side of its own", False)]
+)
+def test_grey_is_turned_upside_down_where_only_the_light_betrays_it(lit: str, natural_so: bool) -> None:
+    """Nor what has an up and a down: a class that is heavy at the foot, another one at the head."""
+    pixels, targets = surfaces(200)
+    pixels = pixels // 2
+    for picture, label in zip(pixels, targets, strict=True):
+        at_the_top = natural_so or label
+        picture[slice(0, 12) if at_the_top else slice(-12, None)] += np.uint8(60)
+    rows = np.arange(len(targets))
+    assert ("upside_down" in natural(pixels, targets, rows)) == natural_so
+    coloured = np.repeat(pixels, 3, axis=3)
+    assert "upside_down" not in natural(coloured, targets, rows), "in colour no light is forgiven"
 
 
 @pytest.mark.parametrize("arrow", ["left or right", "up or down", "across or along"])
