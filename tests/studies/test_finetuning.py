@@ -339,6 +339,19 @@ def test_every_depth_of_leading_networks_comes_before_any_of_the_others() -> Non
     assert [one.shallow for one in options] == [False] * 4 + [True] * 2 + [False] * 2 + [True]
 
 
+def test_a_last_fit_may_be_paid_by_what_is_kept_for_afterwards() -> None:
+    leads = option("s2", 2e-2)
+    fold = replace(leads, settings=replace(leads.settings, epochs=6, views=1))
+    asked: dict[str, Any] = {"images": 1_000, "folds": 5, "through": 1}
+    without, fit = (plan_seconds([fold], **asked, kept=kept) for kept in (1e6, 0.0))
+    assert fit - without == pytest.approx(finalists.REFIT * fold.fold_seconds(800, 200))
+    plans = [
+        planned([leads], images=1_000, folds=5, seconds=1.01 * without, errors=0.1, kept=kept)
+        for kept in (fit - without, 0.0)
+    ]
+    assert [len(plan.options) for plan in plans] == [1, 0]
+
+
 def test_two_stages_on_some_folds_where_the_gain_would_be_clear_there() -> None:
     leads, last = option("s2", 2e-2), replace(option("s3", 2e-3), shallow=True)
     five = replace(leads, settings=replace(leads.settings, epochs=5, views=2))

@@ -32,8 +32,8 @@ from graft.studies.tuning.finalists import (
 UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
 
 
-def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPlan:
-    """The journalled plan, or a new one."""
+def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float, *, kept: float = 0.0) -> TuningPlan:
+    """The journalled plan, or a new one; `kept` as in `planned`."""
     from graft.learning.tune_settings import TuneSettings
 
     frozen = {trial.recipe.key: trial for trial in trials if trial.recipe.strategy == "frozen"}
@@ -71,6 +71,7 @@ def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float) -> TuningPlan
             folds=frame.folds.count,
             seconds=seconds,
             errors=1.0 - best,
+            kept=kept,
         )
         facts = {
             name: [

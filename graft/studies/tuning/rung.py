@@ -40,6 +40,7 @@ TOO_SLOW = "this machine has no time for it in this budget"
 SLOWER = 2.0  # times as long as predicted a fold may take, on a machine that became slower meanwhile
 KEPT = 0.15  # of the budget is left to what follows, if it is for the folds that are missing
 NEARLY_ALL = 0.8  # of its share is left when the rung begins, or the plan is made for what is left
+AFTERWARDS = 0.5  # of what is kept for what comes after may then pay the last fit
 
 
 @dataclass(slots=True)
@@ -79,7 +80,10 @@ def finetuning(
     """
     until = frame.settings.budget_seconds - reserve
     left = until - frame.journal.elapsed_seconds()
-    plan = plan_of(frame, trials, seconds if left > NEARLY_ALL * seconds else max(0.0, left))
+    late = left <= NEARLY_ALL * seconds
+    plan = plan_of(
+        frame, trials, max(0.0, left) if late else seconds, kept=AFTERWARDS * reserve if late else 0.0
+    )
     work = Tuning(frame, plan, until, rows)
     rows += rows_of(frame, plan)
     yield from _forecast(work)
