@@ -88,7 +88,7 @@ LEVELS = (
     Level(5, 2, 2, 1),
     Level(12, 3, 1, 1),
     Level(5, 2, 1, 1),
-    Level(6, 1, 1, 1),
+    Level(5, 1, 1, 1),
 )
 
 
