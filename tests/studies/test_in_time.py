@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
+from typing import Any
 
+import numpy as np
 import pytest
 from made_sets import stripes
 from made_trials import probabilities, trial
 
+from graft.backbones import scratch
 from graft.backbones.catalogue import rows
 from graft.backbones.weights import Reach
 from graft.compute import Compute
@@ -19,8 +22,10 @@ from graft.errors import StoreError
 from graft.images.dataset import Dataset
 from graft.images.folds import Folds, split
 from graft.images.scan import scan
+from graft.learning.scratch_settings import TrainingSettings
 from graft.store import Store
-from graft.studies.frame import Event, Frame
+from graft.studies import scratching
+from graft.studies.frame import Event, Frame, Trial
 from graft.studies.journal import Journal
 from graft.studies.plan import NAMED, Plan
 from graft.studies.rungs import Progress, Working
@@ -201,3 +206,52 @@ def test_a_fault_of_the_program_is_not_hidden(frame_at: Callable[[float], Frame]
     done = measured(frame)
     with pytest.raises(RuntimeError, match="shapes"):
         list(_in_time(frame, done, "some work", raising(RuntimeError("shapes differ")), alone=True))
+
+
+@pytest.mark.parametrize(
+    ("second", "said", "done"),
+    [
+        (50.0, "", 2),  # 50 s are left, and a fold takes 30
+        (80.0, "There was no time for another after 1 of 2 folds from scratch.", 1),
+        (101.0, "The budget ended after 1 of 2 folds from scratch.", 1),
+    ],
+)
+def test_where_time_is_short_fewer_folds_are_trained_from_scratch_each_to_its_end(
+    frame_at: Callable[[float], Frame], monkeypatch: pytest.MonkeyPatch, second: float, said: str, done: int
+) -> None:
+    """Where nothing else can be chosen, every fold gets its share instead."""
+    deadlines: list[float] = []
+
+    def fold(
+        frame: Frame, *_: Any, fold: int, deadline_seconds: float, **__: Any
+    ) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
+        deadlines.append(deadline_seconds)
+        yield Event("progress", "from scratch")
+        rows = frame.held_out(fold)
+        wrong = 1 - np.eye(frame.classes, dtype=np.float32)[frame.dataset.targets[rows]]
+        return {"seconds": 30.0, "curve": {"stopped": "plan"}}, wrong
+
+    monkeypatch.setattr(scratching, "measured_fold", fold)
+
+    def trained(frame: Frame, others: Sequence[Trial]) -> tuple[list[str], Trial]:
+        design, geometry = scratch.design(frame.dataset, development=len(frame.rows))
+        work = scratching.scratching(frame, design, geometry, TrainingSettings(), others)
+        notices = []
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                return notices, end.value
+            if event.kind == "notice":
+                notices.append(event.text)
+
+    frame = frame_at(second)
+    right = np.eye(frame.classes, dtype=np.float32)[frame.targets]
+    notices, one = trained(frame, [trial("better", right, strategy="depths")])
+    assert notices == ([said] if said else []) and len(one.curves) == done
+    assert one.complete == (done == 2)
+    assert deadlines[0] == pytest.approx(max(1.0, BUDGET - second), abs=0.9)
+    deadlines.clear()
+    alone = trained(frame_at(second), [])[1]
+    assert len(alone.curves) == (1 if second > BUDGET else 2)
+    assert deadlines[0] == pytest.approx(max(1.0, (BUDGET - second) / 3), abs=0.5)
