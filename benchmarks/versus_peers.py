@@ -36,7 +36,7 @@ from graft.store import Store
 
 LAST_STAGE = {
     "mobilenetv1_050.coral_in1k": "blocks.3",
-    "mobilenetv2_100.coral_in1k": "blocks.5",
+    "mobilenetv2_100.coral_in1k": "blocks.4",
 }  # what learns lies above
 SETS = ("hymenoptera", "magnetic_tile", "dogs_vs_cats", "caltech101")
 HERE = Path(__file__).resolve().parent
