@@ -97,12 +97,22 @@ def first_answer(frame: Frame, trials: Sequence[Trial]) -> Working:
 
 def scratch_rung(frame: Frame, done: Progress) -> Working:
     from graft.backbones.scratch import design
+    from graft.learning.scratch_settings import planned_multiply_adds
 
     yield Event("stage", f"Training a small CNN from scratch on the same {frame.folds.count} folds")
     made, geometry = design(frame.dataset, development=len(frame.rows))
     yield from prepare(frame, [geometry])
     settings, kept = training_settings(frame), kept_for_the_end(frame.targets, done.trials)
-    trial = yield from scratching(frame, made, geometry, settings, done.trials, kept_seconds=kept)
+    work = planned_multiply_adds(made, len(frame.learned_from(0)), settings)
+    trial = yield from scratching(
+        frame,
+        made,
+        geometry,
+        settings,
+        done.trials,
+        kept_seconds=kept,
+        fold_seconds=work / training_speed(frame.compute),
+    )
     if trial is not None:
         first = not done.trials
         done.trials.append(trial)

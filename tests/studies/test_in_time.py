@@ -208,34 +208,35 @@ def test_a_fault_of_the_program_is_not_hidden(frame_at: Callable[[float], Frame]
         list(_in_time(frame, done, "some work", raising(RuntimeError("shapes differ")), alone=True))
 
 
-@pytest.mark.parametrize(
-    ("second", "said", "done"),
-    [
-        (50.0, "", 2),  # 50 s are left, and a fold takes 30
-        (80.0, "There was no time for another after 1 of 2 folds from scratch.", 1),
-        (101.0, "The budget ended after 1 of 2 folds from scratch.", 1),
-    ],
-)
-def test_where_time_is_short_fewer_folds_are_trained_from_scratch_each_to_its_end(
-    frame_at: Callable[[float], Frame], monkeypatch: pytest.MonkeyPatch, second: float, said: str, done: int
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize(("second", "done"), [(50.0, 2), (101.0, 1)])
+def test_every_fold_from_scratch_gets_its_share_of_what_is_left(
+    frame_at: Callable[[float], Frame],
+    monkeypatch: pytest.MonkeyPatch,
+    second: float,
+    done: int,
+    right: bool,
 ) -> None:
-    """Where nothing else can be chosen, every fold gets its share instead."""
+    """A last fit is left where it may be chosen: as it is nearly as good as the others, or alone; and no fold that is begun
+    gets less than half of the time that it was planned to take, so that there may be fewer of them."""
     deadlines: list[float] = []
+    planned = 0.0
 
     def fold(
         frame: Frame, *_: Any, fold: int, deadline_seconds: float, **__: Any
     ) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
         deadlines.append(deadline_seconds)
         yield Event("progress", "from scratch")
-        rows = frame.held_out(fold)
-        wrong = 1 - np.eye(frame.classes, dtype=np.float32)[frame.dataset.targets[rows]]
-        return {"seconds": 30.0, "curve": {"stopped": "plan"}}, wrong
+        rows = np.eye(frame.classes, dtype=np.float32)[frame.dataset.targets[frame.held_out(fold)]]
+        return {"seconds": 30.0, "curve": {"stopped": "plan"}}, rows if right else 1 - rows
 
     monkeypatch.setattr(scratching, "measured_fold", fold)
 
     def trained(frame: Frame, others: Sequence[Trial]) -> tuple[list[str], Trial]:
         design, geometry = scratch.design(frame.dataset, development=len(frame.rows))
-        work = scratching.scratching(frame, design, geometry, TrainingSettings(), others)
+        work = scratching.scratching(
+            frame, design, geometry, TrainingSettings(), others, fold_seconds=planned
+        )
         notices = []
         while True:
             try:
@@ -245,13 +246,19 @@ def test_where_time_is_short_fewer_folds_are_trained_from_scratch_each_to_its_en
             if event.kind == "notice":
                 notices.append(event.text)
 
-    frame = frame_at(second)
-    right = np.eye(frame.classes, dtype=np.float32)[frame.targets]
-    notices, one = trained(frame, [trial("better", right, strategy="depths")])
-    assert notices == ([said] if said else []) and len(one.curves) == done
-    assert one.complete == (done == 2)
-    assert deadlines[0] == pytest.approx(max(1.0, BUDGET - second), abs=0.9)
+    frame, left = frame_at(second), BUDGET - second
+    better = np.eye(frame.classes, dtype=np.float32)[frame.targets]
+    notices, one = trained(frame, [trial("better", better, strategy="depths")])
+    assert notices == ([] if done == 2 else ["The budget ended after 1 of 2 folds from scratch."])
+    assert len(one.curves) == done and one.complete == (done == 2)
+    second_one = left - (scratching.LAST_FIT * 30.0 if right else 0.0)
+    assert deadlines == pytest.approx([max(1.0, left / 2), second_one][:done], abs=0.9)
     deadlines.clear()
-    alone = trained(frame_at(second), [])[1]
-    assert len(alone.curves) == (1 if second > BUDGET else 2)
-    assert deadlines[0] == pytest.approx(max(1.0, (BUDGET - second) / 3), abs=0.5)
+    trained(frame_at(second), [])
+    assert deadlines == pytest.approx([max(1.0, left / 3), left / 2][:done], abs=0.9)
+    deadlines.clear()
+    planned = 1.6 * left
+    notices, one = trained(frame_at(second), [trial("better", better, strategy="depths")])
+    assert deadlines[0] == pytest.approx(max(1.0, 0.8 * left), abs=0.9)
+    assert len(one.curves) == (2 if done == 2 and not right else 1)
+    assert notices == [] or notices[0].startswith(("There was no time for another", "The budget ended"))
