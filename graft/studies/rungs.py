@@ -17,7 +17,7 @@ from graft.images.pixels import preparing
 from graft.studies.board import board
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.knowing import MOST_EMBEDDED
-from graft.studies.scratching import LAST_FIT, NEAR, scratching
+from graft.studies.scratching import scratching
 
 if TYPE_CHECKING:
     from graft.backbones.scratch import ScratchDesign
@@ -30,6 +30,8 @@ SCRATCH_SHARE = 0.2  # for training from scratch
 AFTER_TUNING_SHARE = 0.35  # is kept for all that follows fine-tuning
 ALONE_SHARE = 0.6  # of the budget for training from scratch where nothing else takes time; the rest is slack
 ALONE_TUNING_SHARE = 0.75  # for fine-tuning with --only finetuned
+NEAR = 0.05  # of accuracy: what is further behind the best will not be chosen
+LAST_FIT = 1.3  # times the seconds of a fold: fitting on all images
 AMOUNTS_COST = 0.75  # of a fold: training on a quarter and a half of its images
 LEAST_TRAINING = 0.2e12  # multiply-adds of a fold, forward
 TRAINING_SPEED = 27e9  # forward multiply-adds per second of training on two cores with bfloat16
