@@ -4,9 +4,9 @@
                                       [--backbone mobilenetv1_050.coral_in1k|mobilenetv2_100.coral_in1k]
 
 Per image set, one split (near-duplicates on one side, stratified; a fifth is held out) and one network, MobileNetV1 at
-half width and 160 px or, kept apart, MobileNetV2 at 224 px: fastai's `fine_tune(5)`, the plain PyTorch transfer-learning loop (frozen and not) and scikit-learn's
-logistic regression on torch features, each as its documentation shows it (`peer_fastai.py`, `peer_torch.py`). Then
-`graft study` on the training part, with the budget that makes its whole process end within fastai's; the held-out part is its
+half width and 160 px or, kept apart, MobileNetV2 at 224 px: fastai's `fine_tune(5)`, the plain PyTorch
+transfer-learning loop (frozen and not) and scikit-learn's logistic regression on torch features, each as its documentation
+shows it (`peer_fastai.py`, `peer_torch.py`). Then `graft study` on the training part, with the budget that makes its whole process end within fastai's; the held-out part is its
 locked test. Told are macro-F1 and accuracy with 95 % bootstrap intervals, paired differences, seconds of the whole
 process, and seconds per epoch. Peers run in an environment of their own (`first_answer.py` makes it).
 

@@ -2,8 +2,7 @@
 
 Each fold trains until its patience or its plan ends. Only where the budget is tight does the clock stop it earlier;
 that is recorded with the fold, told in the report, and the one thing that makes a study depend on the machine's speed. The
-first fold, on which candidates are compared that were measured on no other, and which pays for what torch sets up, then gets
-half of its plan at least (1,535 drawings of 101 classes: macro-F1 0.30 with 13 epochs, 0.19 with 6).
+first fold, on which candidates are compared that were measured on no other, then gets half of its plan at least (1,535 drawings of 101 classes: macro-F1 0.30 with 13 epochs, 0.19 with 6).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
@@ -22,16 +22,18 @@ from graft.errors import StoreError
 from graft.images.dataset import Dataset
 from graft.images.folds import Folds, split
 from graft.images.scan import scan
-from graft.learning.scratch_settings import TrainingSettings
+from graft.learning.scratch_settings import TrainingSettings, planned_multiply_adds
 from graft.store import Store
-from graft.studies import scratching
-from graft.studies.frame import Event, Frame
+from graft.studies import rungs, scratching
+from graft.studies.frame import Event, Frame, Trial
 from graft.studies.journal import Journal
 from graft.studies.plan import NAMED, Plan
 from graft.studies.rungs import Progress, Working
 from graft.studies.schedule import RUNG, SCHEDULE, spent
 from graft.studies.search import _in_time
 from graft.studies.settings import resolved
+from graft.studies.tuning import rung as tuning
+from graft.studies.tuning.finalists import TuningPlan
 
 BUDGET = 100.0
 
@@ -234,3 +236,39 @@ def test_the_first_fold_from_scratch_gets_half_of_its_plan_at_least(
             assert end.value.complete
             break
     assert deadlines == pytest.approx([first, 30.0], abs=0.9)
+
+
+def test_a_fold_from_scratch_is_planned_by_its_multiply_adds(
+    frame_at: Callable[[float], Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, float] = {}
+
+    def nothing(*_: Any, **facts: float) -> Working:
+        given.update(facts)
+        yield from ()
+
+    monkeypatch.setattr(rungs, "scratching", nothing)
+    frame = frame_at(10.0)
+    list(rungs.scratch_rung(frame, Progress()))
+    design, _ = scratch.design(frame.dataset, development=len(frame.rows))
+    work = planned_multiply_adds(design, len(frame.learned_from(0)), rungs.training_settings(frame))
+    assert given["fold_seconds"] == pytest.approx(work / rungs.training_speed(frame.compute))
+
+
+@pytest.mark.parametrize(("second", "paid", "kept"), [(5.0, 50.0, 0.0), (60.0, 5.0, 17.5)])
+def test_where_tuning_begins_late_half_of_what_follows_may_pay_the_last_fit(
+    frame_at: Callable[[float], Frame],
+    monkeypatch: pytest.MonkeyPatch,
+    second: float,
+    paid: float,
+    kept: float,
+) -> None:
+    given: list[float] = []
+
+    def no_plan(frame: Frame, trials: Sequence[Trial], seconds: float, *, kept: float) -> TuningPlan:
+        given.extend((seconds, kept))
+        return TuningPlan((), 0, ())
+
+    monkeypatch.setattr(tuning, "plan_of", no_plan)
+    list(tuning.finetuning(frame_at(second), [], [], seconds=50.0, reserve=35.0))
+    assert given == pytest.approx([paid, kept], abs=0.9)
