@@ -34,7 +34,7 @@ from graft.studies.rungs import (
     training_settings,
 )
 from graft.studies.scratching import scratching
-from graft.studies.tuning.finalists import MOST_SEEDS
+from graft.studies.tuning.options import MOST_SEEDS
 
 PLAN = "seeds_plan.v1"
 

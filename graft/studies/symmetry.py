@@ -138,7 +138,7 @@ def augmenting(
 
 
 def ask_the_best(frame: Frame, trials: Sequence[Trial]) -> Generator[Event, None, None]:
-    """Ask the best frozen candidate which mirrorings keep the class, for what has no backbone of its own; journalled.
+    """Ask the best frozen candidate which mirrorings keep the class, for everything that the study trains; journalled.
 
     Where there is none, nobody is asked.
     """
@@ -159,6 +159,16 @@ def ask_the_best(frame: Frame, trials: Sequence[Trial]) -> Generator[Event, None
         wanted="medium",
     )
     frame.journal.append(MIRRORINGS, {"symmetries": list(found.symmetries)})
+
+
+def augmentation_of(frame: Frame, pixels: UInt8[np.ndarray, "n h w c"], wanted: str) -> Augmentation:
+    """The augmentation `wanted` (see `named`) for the development images, mirrored as the best one allows; where nobody was
+    asked, not at all."""
+    from graft.images.views import suited
+
+    plain, known = suited(pixels, frame.dataset.targets, frame.rows), frame.journal.find(MIRRORINGS, {})
+    allowed = replace(plain, symmetries=() if known is None else tuple(known["symmetries"]))
+    return named(wanted, suited=allowed, images=len(frame.rows))
 
 
 def suited_without_backbone(

@@ -25,8 +25,8 @@ from graft.studies.balancing import UNASKED, balance_of_best_head, balance_of_he
 from graft.studies.frame import Frame, Trial
 from graft.studies.journal import Journal
 from graft.studies.settings import resolved
-from graft.studies.tuning import finalists
-from graft.studies.tuning.finalists import Level
+from graft.studies.tuning import plan as plans
+from graft.studies.tuning.plan import Level
 
 TINY = "test_resnet.made"
 
@@ -72,7 +72,7 @@ def test_a_study_trains_with_what_its_heads_took(
 ) -> None:
     """The heads are made to choose by the number of training rows, which differs between the two folds."""
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(finalists, "LEVELS", (Level(epochs=2, views=1, folds=0, least=1),))
+    monkeypatch.setattr(plans, "LEVELS", (Level(epochs=2, views=1, folds=0, least=1),))
     monkeypatch.setattr("graft.studies.search.inputs_rung", lambda *_: (event for event in ()))
     monkeypatch.setattr("graft.studies.search.shrink_rung", lambda *_: (event for event in ()))
     monkeypatch.setattr("graft.studies.rungs.LEAST_TRAINING", 1e10)

@@ -14,26 +14,23 @@ from typing import Any
 import numpy as np
 import pytest
 from made_sets import stripes, weights_folder
-from made_trials import incomplete, probabilities, targets, trial
+from made_trials import probabilities, targets, trial
 from study_schema import problems
 
 import graft
-from graft.backbones import catalogue
-from graft.backbones.trunks import TapRow, TrunkFile
-from graft.compute import Compute
-from graft.images.dataset import Preprocess
 from graft.learning.loop import Epoch
-from graft.learning.tune_settings import TuneSettings
 from graft.report import page
 from graft.studies import results
 from graft.studies.choice import Choice, choose
 from graft.studies.epochs import epoch_facts
-from graft.studies.frame import Event, Trial
+from graft.studies.frame import Event
 from graft.studies.rungs import kept_for_the_end, last_fit_seconds
 from graft.studies.search import studying
 from graft.studies.settings import resolved
-from graft.studies.tuning import finalists, timing
-from graft.studies.tuning.finalists import Cost, Level, Option, cuts_below, kept_share, plan_seconds, planned
+from graft.studies.tuning import plan as plans
+from graft.studies.tuning import timing
+from graft.studies.tuning.options import Cost
+from graft.studies.tuning.plan import Level
 from graft.studies.tuning.rung import TOO_SLOW
 
 TOGETHER = "+depths+quarters"
@@ -53,7 +50,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs are enough to see the machinery."""
-    monkeypatch.setattr(finalists, "LEVELS", SHORT)
+    monkeypatch.setattr(plans, "LEVELS", SHORT)
 
 
 def work(photos: Path, weights: Path, out: Path) -> Generator[Event, None, graft.StudyResult]:
@@ -78,7 +75,7 @@ def study(
     place = tmp_path_factory.mktemp("tuned_run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRAFT_CACHE", str(place / "cache"))
-        patch.setattr(finalists, "LEVELS", SHORT)
+        patch.setattr(plans, "LEVELS", SHORT)
         return finish(work(photos, weights, place / "run"))
 
 
@@ -112,6 +109,17 @@ def test_the_scores_of_an_epoch_are_told_as_the_metric_itself() -> None:
     facts = epoch_facts(epoch, "log_loss")
     assert (facts["train_metric"], facts["validation_metric"]) == (0.3, 0.4)
     assert facts["validation_accuracy"] is None and "train_score" not in facts
+
+
+def test_which_mirrorings_keep_the_class_is_asked_once(
+    study: tuple[list[Event], graft.StudyResult],
+) -> None:
+    """Of the best frozen candidate, whatever is tuned."""
+    events, result = study
+    assert sum(row["folds_done"] > 0 for row in result.facts["plan"]) > 1
+    for symmetry in ("mirror", "upside_down", "transpose"):
+        assert sum(event.text.endswith(f": {symmetry}?") for event in events) <= 1
+    assert any(event.text.endswith("?") for event in events)
 
 
 def test_the_plan_is_told_before_and_compared_after(study: tuple[list[Event], graft.StudyResult]) -> None:
@@ -155,7 +163,7 @@ def test_on_a_slow_machine_one_is_finished_and_the_rest_not_begun(
 def test_a_plan_for_some_folds_goes_on_where_the_best_is_ahead(
     photos: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lead: float, folds: int
 ) -> None:
-    monkeypatch.setattr(finalists, "LEVELS", (Level(epochs=2, views=1, folds=1, least=1),))
+    monkeypatch.setattr(plans, "LEVELS", (Level(epochs=2, views=1, folds=1, least=1),))
     monkeypatch.setattr("graft.studies.tuning.rung._lead", lambda *_: lead)
     events, result = finish(work(photos, weights, tmp_path / "run"))
     assert max(row["folds_done"] for row in result.facts["plan"]) == folds
@@ -163,31 +171,6 @@ def test_a_plan_for_some_folds_goes_on_where_the_best_is_ahead(
     assert len(told) == (folds == 2)
     again, same = finish(work(photos, weights, tmp_path / "run"))
     assert scores(same).keys() == scores(result).keys() and len(again) < len(events)
-
-
-def test_a_network_is_read_together_where_that_is_better_frozen() -> None:
-    one, other = trial("a/tap", probabilities(0.8, seed=1)), trial("b/tap", probabilities(0.8, seed=2))
-    better = trial("a/tap+depths", probabilities(0.9, seed=3), strategy="depths")
-    worse = trial("b/tap+depths", probabilities(0.7, seed=4), strategy="depths")
-    assert finalists.better_together(targets(), [one, other, better, worse]) == {"a"}
-    assert finalists.better_together(targets(), [one, other]) == frozenset()
-
-
-@pytest.mark.parametrize(("top", "taken"), [(128, "below"), (64, "head")])
-def test_what_is_read_together_leaves_a_wider_projection_out(top: int, taken: str) -> None:
-    taps = (TapRow("first", 0, 16), TapRow("below", 1, 64), TapRow("head", 2, top))
-    entry, geometry = catalogue.find("resnet18", None), Preprocess(32)
-    trunk = TrunkFile("key", entry, geometry, "digest", "here", taps, False, "torch", None, "")
-
-    def at(tap: TapRow) -> Trial:
-        one = trial("a/tap", probabilities(0.8, seed=tap.index))
-        return replace(one, recipe=replace(one.recipe, tap=tap.name), tap_index=tap.index, taps=3)
-
-    frozen = [at(tap) for tap in taps]
-    assert finalists.of_the_last_stage(frozen[2], trunk, frozen).recipe.tap == taken
-    assert finalists.of_the_last_stage(frozen[1], trunk, frozen) is frozen[1]
-    alone = finalists.of_the_last_stage(frozen[2], trunk, [incomplete(frozen[1]), frozen[2]])
-    assert alone is frozen[2]
 
 
 @pytest.mark.usefixtures("few")
@@ -226,147 +209,6 @@ def test_a_tuned_choice_is_fitted_packed_and_predicts(
     assert bundle.facts["parity"]["largest_difference"] <= 1e-3
     assert bundle.predict(photos / "left" / "000.png").label in ("left", "right")
     shutil.rmtree(tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("tap", "cuts"),
-    [
-        ("head", ["s2", "", "s3"]),
-        ("s4", ["s2", "", "s3"]),
-        ("s2", ["", "s1"]),
-        ("s1", [""]),
-    ],
-)
-def test_depths_are_the_last_two_stages_everything_and_the_last_stage(tap: str, cuts: list[str]) -> None:
-    assert cuts_below(["s1", "s2", "s3", "s4", "head"], tap) == cuts
-
-
-def option(cut: str, seconds: float, *, frozen: str = "a") -> Option:
-    """A made option whose images take so long."""
-    cost = Cost(seconds, seconds / 3, 0.0 if not cut else seconds / 10)
-    return Option(trial(frozen, probabilities(0.9, seed=1)), cut, TuneSettings(cut=cut), cost)
-
-
-def test_the_plan_is_thorough_where_the_seconds_pay_it() -> None:
-    options = [option("s2", 1e-3), option("", 4e-3), option("s3", 3e-4)]
-    rich = planned(options, images=1_000, folds=5, seconds=3_600.0, errors=0.1)
-    assert len(rich.options) == 3 and rich.folds == 5 and not rich.left
-    assert rich.options[0].settings.epochs == finalists.LEVELS[0].epochs
-    assert rich.options[1].settings.views == 0 and rich.options[0].settings.views > 0
-    poor = planned(options, images=1_000, folds=5, seconds=60.0, errors=0.1)
-    assert poor.options and poor.options[0].settings.epochs <= rich.options[0].settings.epochs
-    assert {one.cut for one in (*poor.options, *poor.left)} == {"s2", "", "s3"}
-    assert planned(options, images=1_000, folds=5, seconds=1.0, errors=0.1).options == ()
-
-
-@pytest.mark.parametrize("seconds", [40.0, 80.0, 200.0, 500.0, 2_000.0])
-def test_a_plan_never_promises_more_than_the_seconds(seconds: float) -> None:
-    options = [option("s2", 1e-3), option("", 4e-3), option("s3", 3e-4)]
-    plan = planned(options, images=1_000, folds=5, seconds=seconds, errors=0.1)
-    assert plan_seconds(plan.options, images=1_000, folds=5, through=max(1, plan.folds)) <= seconds
-
-
-def test_two_stages_of_the_cheaper_network_come_before_the_last_of_the_dearer() -> None:
-    """Even where the last stage could be tuned for longer."""
-    dear, cheap = option("s2", 1e-1), option("s2", 1e-2)
-    last = replace(option("s3", 1e-3), shallow=True)
-    short = replace(cheap, settings=replace(cheap.settings, epochs=8, views=2))
-    seconds = 1.01 * plan_seconds([short], images=1_000, folds=5, through=5)
-    first = planned([dear, cheap, last], images=1_000, folds=5, seconds=seconds, errors=0.1).options[0]
-    assert (first.cost, first.settings.epochs) == (cheap.cost, 8)
-    assert all(
-        one.shallow
-        for one in planned([dear, last], images=1_000, folds=5, seconds=seconds, errors=0.1).options
-    )
-
-
-def test_a_leading_network_comes_first_if_need_be_on_some_folds() -> None:
-    """What is surely behind is tuned only where nothing of a leading network can be, on all folds or on some."""
-    leads, behind = option("s2", 2e-2), replace(option("s2", 2e-3), leading=False)
-    last = replace(option("s3", 2e-3), shallow=True)
-    five = replace(leads, settings=replace(leads.settings, epochs=5, views=2))
-    seconds = 1.01 * plan_seconds([five], images=1_000, folds=5, through=2)
-    plan = planned([leads, behind], images=1_000, folds=5, seconds=seconds, errors=0.1)
-    assert (plan.folds, plan.options[0].cost) == (2, leads.cost)
-    every = planned([leads, behind, last], images=1_000, folds=5, seconds=seconds, errors=0.1)
-    assert every.folds == 5 and any(one.leading and one.shallow for one in every.options)
-    least = planned([leads, behind], images=1_000, folds=5, seconds=seconds / 2, errors=0.1)
-    assert least.folds == 5 and [one.leading for one in least.options] == [False]
-
-
-def test_every_depth_of_leading_networks_comes_before_any_of_the_others() -> None:
-    """Of each kind the better network first, two stages and everything before the last stage alone."""
-    taps = tuple(TapRow(f"layer{number}", number - 1, 32 * 2**number) for number in range(1, 5))
-    trunk = TrunkFile(
-        "key",
-        catalogue.find("resnet18", None),
-        Preprocess(32),
-        "digest",
-        "here",
-        taps,
-        False,
-        "torch",
-        None,
-        "",
-    )
-
-    def at_the_top(backbone: str) -> Trial:
-        one = trial(f"{backbone}/layer4", probabilities(0.8, seed=1))
-        return replace(one, recipe=replace(one.recipe, backbone=backbone, tap="layer4"), tap_index=3, taps=4)
-
-    found = [(at_the_top(name), trunk) for name in ("best", "behind", "tied")]
-    options = finalists.options_of(
-        found,
-        TuneSettings(),
-        leading=frozenset({"best", "tied"}),
-        together=frozenset(),
-        learned=100,
-        weightings=1,
-        compute=Compute(device="cpu", threads=1, bf16=False),
-    )
-    assert [(one.trial.recipe.backbone, one.cut) for one in options] == [
-        ("best", "layer2"),
-        ("best", ""),
-        ("tied", "layer2"),
-        ("tied", ""),
-        ("best", "layer3"),
-        ("tied", "layer3"),
-        ("behind", "layer2"),
-        ("behind", ""),
-        ("behind", "layer3"),
-    ]
-    assert [one.leading for one in options] == [True] * 6 + [False] * 3
-    assert [one.shallow for one in options] == [False] * 4 + [True] * 2 + [False] * 2 + [True]
-
-
-def test_a_last_fit_may_be_paid_by_what_is_kept_for_afterwards() -> None:
-    leads = option("s2", 2e-2)
-    fold = replace(leads, settings=replace(leads.settings, epochs=6, views=1))
-    asked: dict[str, Any] = {"images": 1_000, "folds": 5, "through": 1}
-    without, fit = (plan_seconds([fold], **asked, kept=kept) for kept in (1e6, 0.0))
-    assert fit - without == pytest.approx(finalists.REFIT * fold.fold_seconds(800, 200))
-    plans = [
-        planned([leads], images=1_000, folds=5, seconds=1.01 * without, errors=0.1, kept=kept)
-        for kept in (fit - without, 0.0)
-    ]
-    assert [len(plan.options) for plan in plans] == [1, 0]
-
-
-def test_two_stages_on_some_folds_where_the_gain_would_be_clear_there() -> None:
-    leads, last = option("s2", 2e-2), replace(option("s3", 2e-3), shallow=True)
-    five = replace(leads, settings=replace(leads.settings, epochs=5, views=2))
-    seconds = 1.01 * plan_seconds([five], images=2_000, folds=5, through=2)
-    plans = {
-        errors: planned([leads, last], images=2_000, folds=5, seconds=seconds, errors=errors)
-        for errors in (0.05, 0.4)
-    }
-    assert plans[0.05].folds == 5 and all(one.shallow for one in plans[0.05].options)
-    assert plans[0.4].folds == 2 and not plans[0.4].options[0].shallow
-
-
-@pytest.mark.parametrize(("images", "share"), [(1, 0.15), (300, 0.15), (800, 0.1), (10_000, 0.05)])
-def test_of_few_images_a_seventh_is_kept_back_of_many_a_twentieth(images: int, share: float) -> None:
-    assert kept_share(images) == share
 
 
 def test_the_last_fit_of_what_was_trained_is_kept_time_for() -> None:

@@ -23,6 +23,7 @@ from graft.images.dataset import Dataset
 from graft.images.folds import Folds, split
 from graft.images.scan import scan
 from graft.learning.scratch_settings import TrainingSettings, planned_multiply_adds
+from graft.learning.tune_settings import TuneSettings
 from graft.store import Store
 from graft.studies import rungs, scratching
 from graft.studies.frame import Event, Frame, Trial
@@ -33,7 +34,9 @@ from graft.studies.schedule import RUNG, SCHEDULE, spent
 from graft.studies.search import _in_time
 from graft.studies.settings import resolved
 from graft.studies.tuning import rung as tuning
-from graft.studies.tuning.finalists import TuningPlan
+from graft.studies.tuning.decided import rows_of
+from graft.studies.tuning.options import Cost, Option
+from graft.studies.tuning.plan import TuningPlan
 
 BUDGET = 100.0
 
@@ -272,3 +275,27 @@ def test_where_tuning_begins_late_half_of_what_follows_may_pay_the_last_fit(
     monkeypatch.setattr(tuning, "plan_of", no_plan)
     list(tuning.finetuning(frame_at(second), [], [], seconds=50.0, reserve=35.0))
     assert given == pytest.approx([paid, kept], abs=0.9)
+
+
+@pytest.mark.parametrize(
+    ("by_prior", "fold_seconds", "paid"), [(True, 10.0, 2), (False, 10.0, 1), (True, 25.0, 1)]
+)
+def test_of_the_best_by_prior_one_fold_is_paid_where_there_is_time_for_it(
+    frame_at: Callable[[float], Frame], by_prior: bool, fold_seconds: float, paid: int
+) -> None:
+    """Of 50 seconds, 85 % may be planned: two folds of the one, and one of each, but not three in all."""
+    frame = frame_at(0.0)
+    answers = np.eye(2, dtype=np.float32)[frame.targets]
+    first, second = (
+        Option(trial(name, answers), "s2", TuneSettings(cut="s2"), Cost(0.1, 0.1, 0.1)) for name in ("a", "b")
+    )
+    plan = TuningPlan((first, replace(second, by_prior=by_prior)), 2, ())
+    rows = rows_of(frame, plan)
+    for row, seconds in zip(rows, (20.0, fold_seconds), strict=True):
+        row |= {"fold_seconds": seconds, "cache_seconds": 1.0}
+    work = tuning.Tuning(frame, plan, 50.0, rows)
+    told = list(tuning._paid_by_the_clock(work))
+    assert len(work.paid) == paid and len(told) == (paid == 1)
+    again = tuning.Tuning(frame, plan, 50.0, rows)
+    assert not list(tuning._paid_by_the_clock(again)) or paid == 1
+    assert again.paid == work.paid

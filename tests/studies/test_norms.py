@@ -10,9 +10,10 @@ import pytest
 from made_sets import stripes, weights_folder
 
 import graft
-from graft.studies.tuning import finalists, norms, rung
-from graft.studies.tuning.finalists import Level
+from graft.studies.tuning import norms, rung
+from graft.studies.tuning import plan as plans
 from graft.studies.tuning.norms import clearly_lower, losses, told
+from graft.studies.tuning.plan import Level
 
 TINY = "test_resnet.made"
 
@@ -53,7 +54,7 @@ def test_a_study_measures_on_the_training_rows_and_follows(
     helps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(finalists, "LEVELS", (Level(epochs=2, views=1, folds=0, least=1),))
+    monkeypatch.setattr(plans, "LEVELS", (Level(epochs=2, views=1, folds=0, least=1),))
     monkeypatch.setattr("graft.studies.search.inputs_rung", lambda *_: (event for event in ()))
     monkeypatch.setattr("graft.studies.search.seeds_rung", lambda *_: (event for event in ()))
     monkeypatch.setattr(norms, "clearly_lower", lambda *_: helps)

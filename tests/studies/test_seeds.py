@@ -19,15 +19,16 @@ from graft.studies.frame import Trial
 from graft.studies.journal import read
 from graft.studies.predictions import PREDICTIONS
 from graft.studies.seeds import mean_of, paid, sentence
-from graft.studies.tuning import finalists
-from graft.studies.tuning.finalists import Level
+from graft.studies.tuning import plan as plans
+from graft.studies.tuning.options import MOST_SEEDS
+from graft.studies.tuning.plan import Level
 
 TINY = "test_resnet.made"
 
 
 @pytest.fixture(autouse=True)
 def as_many_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graft.studies.seeds.MOST_SEEDS", finalists.MOST_SEEDS)
+    monkeypatch.setattr("graft.studies.seeds.MOST_SEEDS", MOST_SEEDS)
 
 
 def tuned(seconds: float = 50.0, folds: int = 5) -> Trial:
@@ -79,7 +80,7 @@ def test_a_study_measures_packs_and_does_not_train_twice(
     only: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(finalists, "LEVELS", (Level(epochs=6, views=1, folds=0, least=1),))
+    monkeypatch.setattr(plans, "LEVELS", (Level(epochs=6, views=1, folds=0, least=1),))
     monkeypatch.setattr("graft.studies.search.inputs_rung", lambda *_: (event for event in ()))
 
     def prefer_the_mean(trials: Any, *rest: Any, **more: Any) -> Choice:

@@ -4,7 +4,7 @@ In: an `Option`. Out: a `Bench`, and from it a `Tuned` with its curve. Cost: ope
 prefix over the views of all images unless the cache holds them.
 
 One augmentation serves all folds, because the cached views do: which mirrorings keep the class is asked of all
-development images (`graft.studies.symmetry`). It is the only thing about a held-out fold that a fold's training knows.
+development images, once in a study (`graft.studies.symmetry`). It is the only thing about a held-out fold that a fold's training knows.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from graft.studies.epochs import epoch_facts
 from graft.studies.frame import Event, Frame, criterion
 from graft.studies.probe import samples_of
 from graft.studies.recipe import Recipe
-from graft.studies.symmetry import augmenting, shown
-from graft.studies.tuning.finalists import Option
+from graft.studies.symmetry import augmentation_of, shown
+from graft.studies.tuning.options import Option
 
 if TYPE_CHECKING:
     from graft.images.augmentations import Augmentation
@@ -79,9 +79,7 @@ def bench_of(frame: Frame, option: Option) -> Generator[Event, None, Bench]:
     geometry = option.trial.recipe.geometry
     pixels = open_pixels(frame.dataset, geometry, store=frame.store)
     features = activations.tap(option.trial.tap_index)
-    augmentation = yield from augmenting(
-        frame, trunk, pixels, features, tap=option.trial.tap_index, wanted=option.settings.augment
-    )
+    augmentation = augmentation_of(frame, pixels, option.settings.augment)
     shown(frame, pixels, augmentation, title=option.recipe.name)
     key = content_key(pixels_key(frame.dataset, geometry), trunk.key, option.cut)
     source = yield from source_of(

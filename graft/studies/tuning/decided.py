@@ -16,19 +16,11 @@ from graft.backbones.weights import shelf
 from graft.learning.ridge import weightings_tried
 from graft.studies.beside import activations_of
 from graft.studies.frame import Frame, Trial, budget_of, criterion
-from graft.studies.tuning.finalists import (
-    PLAN,
-    Cost,
-    Option,
-    TuningPlan,
-    better_together,
-    finalists,
-    kept_share,
-    of_the_last_stage,
-    options_of,
-    planned,
-)
+from graft.studies.tuning.finalists import better_together, finalists, of_the_last_stage
+from graft.studies.tuning.options import Cost, Option, options_of
+from graft.studies.tuning.plan import TuningPlan, kept_share, planned
 
+PLAN = "tuning_plan.v5"
 UNTIL_THE_END = 1_000  # epochs of patience: with a cosine the gains come late
 
 
@@ -43,10 +35,10 @@ def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float, *, kept: floa
             trial.recipe.backbone: find(trial.recipe.backbone, shelf(frame.folder))
             for trial in frozen.values()
         }
-        listed, leading = finalists(frame, list(frozen.values()), entries)
+        found = finalists(frame, list(frozen.values()), entries)
         together = better_together(frame.targets, trials)
-        opened = [(trial, activations_of(frame, trial)[0]) for trial in listed]
-        found = [
+        opened = [(trial, activations_of(frame, trial)[0]) for trial in found.trials]
+        read = [
             (of_the_last_stage(trial, trunk, list(frozen.values())), trunk)
             if trial.recipe.backbone in together
             else (trial, trunk)
@@ -55,9 +47,10 @@ def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float, *, kept: floa
         share = kept_share(len(frame.learned_from(0)))
         settings = TuneSettings(patience=UNTIL_THE_END, validation_share=share)
         options = options_of(
-            found,
+            read,
             settings,
-            leading=leading,
+            leading=found.leading,
+            by_prior=found.by_prior,
             together=together,
             learned=len(frame.learned_from(0)),
             weightings=weightings_tried(frame.targets, frame.classes),
@@ -82,6 +75,7 @@ def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float, *, kept: floa
                     "settings": asdict(option.settings),
                     "cost": asdict(option.cost),
                     "together": list(option.together),
+                    "by_prior": option.by_prior,
                 }
                 for option in listed
             ]
@@ -102,6 +96,7 @@ def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float, *, kept: floa
                 TuneSettings(**row["settings"]),
                 Cost(**row["cost"]),
                 together=tuple(row["together"]),
+                by_prior=row["by_prior"],
             )
             for row in rows
             if row["frozen"] in frozen

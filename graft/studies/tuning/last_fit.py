@@ -18,8 +18,8 @@ from graft.studies.frame import Event, Frame, Trial
 from graft.studies.journal import TRIALS
 from graft.studies.tuning.bench import APART, Bench, bench_of, training
 from graft.studies.tuning.decided import plan_of
-from graft.studies.tuning.finalists import MOST_SEEDS
 from graft.studies.tuning.norms import statistics_for
+from graft.studies.tuning.options import MOST_SEEDS
 
 if TYPE_CHECKING:
     from graft.learning.finetune import Tuned

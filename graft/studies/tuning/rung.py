@@ -26,11 +26,14 @@ from graft.studies.beside import activations_of, trunk_of_trial
 from graft.studies.frame import Event, Frame, Trial, budget_of, criterion
 from graft.studies.journal import TRIALS
 from graft.studies.retrieval import retrieval_of_tuned
+from graft.studies.symmetry import ask_the_best
 from graft.studies.tuning.bench import APART, Bench, bench_of, cut_for, training
 from graft.studies.tuning.decided import known_folds, plan_of, rows_of
-from graft.studies.tuning.finalists import DRAWS, REFIT, Option, TuningPlan
+from graft.studies.tuning.finalists import DRAWS
 from graft.studies.tuning.kept_states import keep_tuned
 from graft.studies.tuning.norms import statistics_for, told
+from graft.studies.tuning.options import Option
+from graft.studies.tuning.plan import REFIT, TuningPlan
 from graft.studies.tuning.timing import timed
 
 SURVIVORS = "tuning_survivors.v2"
@@ -89,6 +92,8 @@ def finetuning(
     yield from _forecast(work)
     with ExitStack() as at_end:
         at_end.callback(lambda: trials.extend(work.trials.values()))
+        if plan.options and not frame.halt.is_set():
+            yield from ask_the_best(frame, [plan.options[0].trial])
         yield from _paid_by_the_clock(work)
         for option in plan.options:
             if option.recipe.key in work.paid or known_folds(frame, option):
@@ -177,7 +182,8 @@ def _forecast(work: Tuning) -> Generator[Event, None, None]:
 
 def _paid_by_the_clock(work: Tuning) -> Generator[Event, None, None]:
     """Of the plan, in order, what there is time for as predicted on this machine: the one that takes longest on all folds
-    of the plan, and fitted once more, the others on one. At least one of those that were timed; journalled."""
+    of the plan, and fitted once more, the others on one. At least one of those that were timed, and the best by prior where
+    there is time for one fold of it; journalled."""
     frame, plan = work.frame, work.plan
     decided = {"budget": budget_of(frame)}
     known = frame.journal.find(PAID, decided)
@@ -189,7 +195,9 @@ def _paid_by_the_clock(work: Tuning) -> Generator[Event, None, None]:
             if row["fold_seconds"] is None:
                 break
             one, through = row["fold_seconds"], max(longest, row["fold_seconds"])
-            spent = caches + row["cache_seconds"] + folds + one + through * (plan.folds - 1)
+            tried = caches + row["cache_seconds"] + folds + one
+            also = option.by_prior and len(paid) == 1
+            spent = tried + (0.0 if also else through * (plan.folds - 1))
             if paid and spent + work.last_fit_beyond(through) > SLACK * work.seconds_left:
                 break
             caches, folds, longest = caches + row["cache_seconds"], folds + one, through

@@ -15,7 +15,7 @@ import numpy as np
 
 from graft.images.pixels import open_pixels
 from graft.studies.frame import Frame
-from graft.studies.tuning.finalists import STATISTICS_PASSES, Cost, Option
+from graft.studies.tuning.options import STATISTICS_PASSES, Cost, Option
 
 if TYPE_CHECKING:
     from graft.learning.cutting import Cut
