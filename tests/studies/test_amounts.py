@@ -34,7 +34,7 @@ from graft.studies.journal import Journal
 from graft.studies.rungs import Progress
 from graft.studies.scratching import scratch_recipe
 from graft.studies.settings import resolved
-from graft.studies.tuning import finalists
+from graft.studies.tuning import plan as plans
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -112,7 +112,7 @@ def test_the_gain_is_the_slope_per_doubling() -> None:
 
 def test_a_study_tells_how_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAFT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(finalists, "LEVELS", ())
+    monkeypatch.setattr(plans, "LEVELS", ())
     weights = weights_folder(tmp_path / "weights", ("test_resnet",))
     result = graft.study(
         stripes(tmp_path / "photos"), out=tmp_path / "run", weights=weights, only="finetuned", folds=3

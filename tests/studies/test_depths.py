@@ -25,7 +25,7 @@ from graft.studies.larger import larger_size
 from graft.studies.shrinking import pooled, rung
 from graft.studies.shrinking.told import full_size
 from graft.studies.shrinking.variants import Variant, kind_of, shrunk_recipe, variant_of
-from graft.studies.tuning import finalists
+from graft.studies.tuning import plan as plans
 
 
 def places(folder: Path, *, side: int = 64) -> Path:
@@ -50,7 +50,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """The readings alone."""
-    monkeypatch.setattr(finalists, "LEVELS", ())
+    monkeypatch.setattr(plans, "LEVELS", ())
 
 
 def killed(run: Path, place: Path, *, after: str) -> Path:

@@ -16,7 +16,7 @@ from graft.deploy.bundle import Bundle
 from graft.judging.uncertainty import Difference
 from graft.report import page
 from graft.studies.inputs import worth_of_colour
-from graft.studies.tuning import finalists
+from graft.studies.tuning import plan as plans
 
 
 def discs(folder: Path, *, grey: bool = False) -> Path:
@@ -41,7 +41,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other inputs alone."""
-    monkeypatch.setattr(finalists, "LEVELS", ())
+    monkeypatch.setattr(plans, "LEVELS", ())
 
 
 def measured(
