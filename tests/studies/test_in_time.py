@@ -35,6 +35,7 @@ from graft.studies.search import _in_time
 from graft.studies.settings import resolved
 from graft.studies.tuning import rung as tuning
 from graft.studies.tuning.decided import rows_of
+from graft.studies.tuning.finalists import finalists
 from graft.studies.tuning.options import Cost, Option
 from graft.studies.tuning.plan import TuningPlan
 
@@ -299,3 +300,16 @@ def test_of_the_best_by_prior_one_fold_is_paid_where_there_is_time_for_it(
     again = tuning.Tuning(frame, plan, 50.0, rows)
     assert not list(tuning._paid_by_the_clock(again)) or paid == 1
     assert again.paid == work.paid
+
+
+def test_imagenet_accuracy_speaks_for_another_network_than_the_probe(
+    frame_at: Callable[[float], Frame],
+) -> None:
+    frame = frame_at(0.0)
+    right = np.eye(2, dtype=np.float32)[frame.targets]
+    wrong = np.where(np.arange(len(right))[:, None] < 4, right[:, ::-1], right)
+    row = next(one for one in rows() if one.name.startswith("resnet18"))
+    entries = {"probe": replace(row, top1=50.0), "prior": replace(row, top1=80.0)}
+    found = finalists(frame, [trial("prior", wrong), trial("probe", right)], entries)
+    assert [one.recipe.backbone for one in found.trials] == ["probe", "prior"]
+    assert found.by_prior == "prior"

@@ -226,3 +226,25 @@ def test_a_prior_that_nothing_pays_does_not_hinder() -> None:
     )
     plan = planned([best, prior], images=1_000, folds=5, seconds=200.0, errors=0.1)
     assert [one.trial.recipe.backbone for one in plan.options] == ["a"] and plan.folds == 5
+
+
+@pytest.mark.parametrize(("epochs", "errors", "folds"), [(8, 0.05, 5), (5, 0.6, 2)])
+def test_both_come_before_more_epochs_or_folds_of_one(epochs: int, errors: float, folds: int) -> None:
+    """What would pay the best alone, for longer or on every fold, pays both."""
+    best = option("s2", 1e-2)
+    prior = replace(option("s2", 1e-2, frozen="prior"), leading=False, by_prior=True)
+    alone = replace(best, settings=replace(best.settings, epochs=epochs, views=2))
+    seconds = 1.01 * plan_seconds([alone], images=1_000, folds=5, through=5)
+    plan = planned([best, prior], images=1_000, folds=5, seconds=seconds, errors=errors)
+    assert [one.trial.recipe.backbone for one in plan.options] == ["a", "prior"]
+    assert plan.folds == folds and {one.settings.epochs for one in plan.options} == {5}
+
+
+def test_the_last_stages_of_both_come_before_more_epochs_of_one() -> None:
+    best = replace(option("s3", 1e-3), shallow=True)
+    prior = replace(option("s3", 1e-3, frozen="prior"), shallow=True, leading=False, by_prior=True)
+    alone = replace(best, settings=replace(best.settings, epochs=12, views=3))
+    seconds = 1.01 * plan_seconds([alone], images=1_000, folds=5, through=5)
+    dear = [replace(one, cut="s2", shallow=False, cost=Cost(1.0, 0.3, 0.1)) for one in (best, prior)]
+    plan = planned([*dear, best, prior], images=1_000, folds=5, seconds=seconds, errors=0.05)
+    assert [(one.trial.recipe.backbone, one.cut) for one in plan.options] == [("a", "s3"), ("prior", "s3")]
