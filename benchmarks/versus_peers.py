@@ -11,8 +11,9 @@ locked test. Told are macro-F1 and accuracy with 95 % bootstrap intervals, paire
 process, and seconds per epoch. Peers run in an environment of their own (`first_answer.py` makes it).
 
 The PyTorch loop keeps the epoch that is best on the held-out images themselves, as its tutorial does; Graft and the
-others never see them before the end. Costs an hour on two cores, two thirds of it for the PyTorch loop, and two hours with
-MobileNetV2; with --sets or --peers, a part of it. Of a peer that is left out what an earlier run measured stays, under `earlier`.
+others never see them before the end. `made_sets.py` makes further sets, unlike photographs: --sets drawings,embossed,
+false_colours. Costs an hour on two cores, two thirds of it for the PyTorch loop, and two hours with MobileNetV2; with
+--sets or --peers, a part of it. Of a peer that is left out what an earlier run measured stays, under `earlier`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import platformdirs
 from first_answer import own_answers, peer_python
+from made_sets import MADE, SOURCE, make
 from measuring import Run, Target, beginning, graft, keep, need, parser, run, say, warm_page_cache, workplace
 
 from graft.images.folds import split
@@ -51,7 +53,11 @@ def main() -> None:
     options = parser(__doc__)
     cache = Path(platformdirs.user_cache_dir("graft-benchmarks", appauthor=False))
     options.add_argument("--peer-env", type=Path, default=cache / "fastai", help="the peers' (%(default)s)")
-    options.add_argument("--sets", default=",".join(SETS), help="(default: %(default)s)")
+    options.add_argument(
+        "--sets",
+        default=",".join(SETS),
+        help=f"of the folder, or of {', '.join(MADE)} (default: %(default)s)",
+    )
     options.add_argument("--epochs", type=int, default=25, help="of the PyTorch loop (default: 25)")
     options.add_argument("--peers", default=",".join(PEERS), help="fastai always (default: %(default)s)")
     options.add_argument(
@@ -60,15 +66,16 @@ def main() -> None:
     given = options.parse_args()
     sets = given.sets.split(",")
     weights = given.weights / f"{given.backbone}.safetensors"
-    need(weights, *(given.data / name for name in sets))
+    need(weights, *(given.data / (SOURCE if name in MADE else name) for name in sets))
     peer = peer_python(given.peer_env)
     first = given.backbone == next(iter(LAST_STAGE))
     kept_as = "versus_peers" if first else f"versus_peers_{given.backbone.partition('.')[0]}"
     began = beginning()
     with workplace() as place:
         for name in sets:
-            warm_page_cache(given.data / name)
-            divided(given.data / name, place / name)
+            source = make(name, given.data, place / "made") if name in MADE else given.data / name
+            warm_page_cache(source)
+            divided(source, place / name)
             fresh = {**one_set(given, place / name, weights, peer), "tutorial_epochs": given.epochs}
             fresh["earlier"] = left_out(name, fresh, earlier(kept_as))
             rows = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
@@ -26,7 +26,7 @@ from graft.learning.scratch_settings import TrainingSettings, planned_multiply_a
 from graft.learning.tune_settings import TuneSettings
 from graft.store import Store
 from graft.studies import rungs, scratching
-from graft.studies.frame import Event, Frame, Trial
+from graft.studies.frame import Event, Frame, Trial, budget_of
 from graft.studies.journal import Journal
 from graft.studies.plan import NAMED, Plan
 from graft.studies.rungs import Progress, Working
@@ -34,7 +34,7 @@ from graft.studies.schedule import RUNG, SCHEDULE, spent
 from graft.studies.search import _in_time
 from graft.studies.settings import resolved
 from graft.studies.tuning import rung as tuning
-from graft.studies.tuning.decided import rows_of
+from graft.studies.tuning.decided import PLAN, plan_of, rows_of
 from graft.studies.tuning.finalists import finalists
 from graft.studies.tuning.options import Cost, Option
 from graft.studies.tuning.plan import TuningPlan
@@ -300,6 +300,32 @@ def test_of_the_best_by_prior_one_fold_is_paid_where_there_is_time_for_it(
     again = tuning.Tuning(frame, plan, 50.0, rows)
     assert not list(tuning._paid_by_the_clock(again)) or paid == 1
     assert again.paid == work.paid
+
+
+def test_a_plan_that_was_journalled_comes_back_whole(frame_at: Callable[[float], Frame]) -> None:
+    """Of a killed study: who is the best by prior, too, without which a slow machine tunes one network alone."""
+    frame = frame_at(0.0)
+    answers = np.eye(2, dtype=np.float32)[frame.targets]
+    trials = [trial(name, answers) for name in ("probe", "prior")]
+    first, second = (
+        Option(one, "s2", TuneSettings(cut="s2", epochs=5), Cost(0.1, 0.2, 0.3), together=("s3", "s4"))
+        for one in trials
+    )
+    rows = [
+        {
+            "name": option.recipe.name,
+            "frozen": option.trial.recipe.key,
+            "cut": option.cut,
+            "settings": asdict(option.settings),
+            "cost": asdict(option.cost),
+            "together": list(option.together),
+            "by_prior": option is second,
+        }
+        for option in (first, second)
+    ]
+    frame.journal.append(PLAN, {"budget": budget_of(frame), "tried": rows, "left": [], "folds": 2})
+    plan = plan_of(frame, trials, 0.0)
+    assert plan == TuningPlan((first, replace(second, by_prior=True)), 2, ())
 
 
 def test_imagenet_accuracy_speaks_for_another_network_than_the_probe(
