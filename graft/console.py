@@ -62,8 +62,9 @@ def show_result(result: StudyResult) -> None:
             best.setdefault(row["backbone"] + row["strategy"], row)
         if row["id"] == choice["id"]:
             best["choice"] = row
+    near = ", nor a point behind" if metric.from_decisions else ""
     table = Table(
-        title=f"{metric.label}, out of fold; tied: not to be told apart from the best, nor a point behind",
+        title=f"{metric.label}, out of fold; tied: as good a choice as the best, not to be told apart from it{near}",
         title_justify="left",
         title_style="dim",
     )

@@ -28,8 +28,8 @@ FILL = 128  # where a turned picture leaves nothing
 THUMB = 12
 TOLD_BY_CLASS = 0.65
 TOLD_BY_ANY = 0.53
-"""A symmetry is not used when more than these shares of the images betray, within their class, that it was applied:
-with what all classes have in common (such as light from above) taken away, and with it."""
+"""A symmetry is not used when more than these shares of the images betray that it was applied: within their class with what
+all classes have in common (such as light from above) taken away; and with it, within their class or among all."""
 
 APPLY: dict[Symmetry, Callable[[np.ndarray], np.ndarray]] = {
     "mirror": lambda x: x[:, :, ::-1],
@@ -85,7 +85,9 @@ def natural(
         differences = _differences(thumbs, APPLY[name])
         if name == "upside_down" and grey:
             return max(_told(one - one.mean(0), labels) for one in differences) > TOLD_BY_CLASS
-        return max(_told(one, labels) for one in differences) > TOLD_BY_ANY
+        # All together as well: where classes are small, those of one class cannot betray it.
+        every = np.zeros_like(labels)
+        return max(_told(one, own) for one in differences for own in (labels, every)) > TOLD_BY_ANY
 
     return tuple(name for name in APPLY if name == "mirror" or not betrayed(name))
 

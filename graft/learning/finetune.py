@@ -36,6 +36,7 @@ from graft.errors import GraftError
 from graft.learning import checkpoint
 from graft.learning.cutting import Cut
 from graft.learning.heads import Head
+from graft.learning.inner import even_weights
 from graft.learning.lessons import CHECK_BATCH as CHECK_BATCH
 from graft.learning.lessons import Lesson, batches, lesson_of, loss_of
 from graft.learning.lessons import blocks as blocks
@@ -308,8 +309,8 @@ def _before_any(
     if features is not None and settings.head == "ridge" and len(lesson.check):
         head = answering(features, lesson.targets, lesson.learn, classes, settings, criterion)
         rows = np.asarray(features[lesson.check], np.float32)
-        logits = torch.from_numpy(head.logits(rows) + lesson.prior)
-        best.loss = _judged(logits, torch.from_numpy(lesson.targets[lesson.check]))[0]
+        labels = torch.from_numpy(lesson.targets[lesson.check])
+        best.loss = _judged(torch.from_numpy(head.logits(rows)), labels, lesson)[0]
     return best
 
 
@@ -337,24 +338,24 @@ def _answers(tuner: Tuner, source: Source, rows: Int64[np.ndarray, " m"]) -> Flo
 
 
 def _checked(tuner: Tuner, lesson: Lesson, criterion: Criterion | None) -> _Checked:
-    """How the averaged weights do on the kept-back rows.
-
-    The loss is that of the training, the classes' shares included where they are; all else is of the answers.
-    """
+    """How the averaged weights do on the kept-back rows."""
     if not len(lesson.check):
         return _Checked()
     logits = _answers(tuner, lesson.source, lesson.check)
     labels = torch.from_numpy(lesson.targets[lesson.check])
     if not bool(logits.isfinite().all()):
         return _Checked()
-    loss, temperature = _judged(logits + torch.from_numpy(lesson.prior), labels)
+    loss, temperature = _judged(logits, labels, lesson)
     return _Checked(loss, temperature, *judged((logits / temperature).softmax(1), labels, criterion))
 
 
-def _judged(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> tuple[float, float]:
-    """The log loss at the best temperature, and that temperature."""
-    temperature = best_temperature(logits, labels)
-    return float(nn.functional.cross_entropy(logits.double() / temperature, labels)), temperature
+def _judged(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"], lesson: Lesson) -> tuple[float, float]:
+    """The log loss at the best temperature, and that temperature. Adjusted answers are judged with every class weighing the
+    same: with the shares put back, those that never name a common class may have the lower loss."""
+    weights = even_weights(lesson.prior)
+    temperature = best_temperature(logits, labels, weights)
+    counts = None if weights is None else torch.from_numpy(weights)
+    return float(nn.functional.cross_entropy(logits.double() / temperature, labels, counts)), temperature
 
 
 def _had_enough(done: Sequence[Epoch], lesson: Lesson, settings: TuneSettings) -> Stopped | None:

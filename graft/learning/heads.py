@@ -114,7 +114,8 @@ def first_head(
 ) -> Head:
     """The ridge head that a training of these rows starts from, balanced as the training will be (see `answering_head`).
 
-    Its logits are divided by `temperature`, before those of `logit` are adjusted.
+    Its logits are divided by `temperature`, after those of `logit` were adjusted: the other way round all answers of a rare
+    class would begin, and of few images end, too large by what the division took from the classes' shares.
     """
     with threadpool_limits(1):
         found = ridge.fit(
@@ -125,8 +126,7 @@ def first_head(
             balances=_WEIGHTINGS[balance],
             least_penalty=least_penalty,
         )
-    softened = Head(found.weight, found.bias).softened(temperature)
-    return replace(softened, bias=softened.bias - log_prior(targets, classes, balance))
+    return Head(found.weight, found.bias - log_prior(targets, classes, balance)).softened(temperature)
 
 
 def fresh_head(kind: HeadKind, features: int, *, classes: int, unit_length: bool, seed: int) -> Head:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 
 MOST_MEASURED = 2_000
 Balance = Literal["none", "root", "sampler", "logit"]
@@ -66,6 +66,12 @@ def log_prior(labels: Int64[np.ndarray, " m"], classes: int, balance: Balance) -
         return np.zeros(classes, np.float32)
     counts = np.maximum(np.bincount(labels, minlength=classes), 1)
     return np.log(counts / counts.sum()).astype(np.float32)
+
+
+def even_weights(prior: Float32[np.ndarray, " k"]) -> Float64[np.ndarray, " k"] | None:
+    """What an image of each class counts where answers are judged that are meant for even classes, as those of `logit` are;
+    None: all the same. `prior` is that of `log_prior`."""
+    return np.exp(-prior.astype(np.float64)) if prior.any() else None
 
 
 def drawn(

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
@@ -102,16 +103,21 @@ def taught(
     return torch.lerp(labels.float(), torch.softmax(said, dim=1), TAUGHT)
 
 
-def best_temperature(logits: Float[Tensor, "b k"], labels: Int64[Tensor, " b"]) -> float:
-    """What the logits are divided by for the lowest log loss (Guo et al. 2017), 0.25 to 4.
+def best_temperature(
+    logits: Float[Tensor, "b k"],
+    labels: Int64[Tensor, " b"],
+    weights: Float64[np.ndarray, " k"] | None = None,
+) -> float:
+    """What the logits are divided by for the lowest log loss (Guo et al. 2017), 0.25 to 4; `weights`: of the classes in it.
 
     Few rows know little about it, so that its logarithm is drawn towards 0 as by a normal prior of deviation 0.3.
     """
     logits = logits.double()
+    counts = None if weights is None else torch.from_numpy(weights)
 
     def loss(logarithm: float) -> float:
-        fit = nn.functional.cross_entropy(logits / math.exp(logarithm), labels, reduction="sum")
-        return float(fit) + 0.5 * (logarithm / PRIOR_DEVIATION) ** 2
+        fit = nn.functional.cross_entropy(logits / math.exp(logarithm), labels, counts)
+        return float(fit) * len(labels) + 0.5 * (logarithm / PRIOR_DEVIATION) ** 2
 
     found = minimize_scalar(loss, bounds=(-math.log(4), math.log(4)), method="bounded")
     return math.exp(float(found.x))

@@ -30,7 +30,7 @@ from graft.backbones.scratch import ScratchDesign, ScratchNet, build
 from graft.compute import Compute
 from graft.errors import GraftError
 from graft.images.views import Augmentation, suited, views
-from graft.learning.inner import class_weights, drawn, kept_back, log_prior
+from graft.learning.inner import class_weights, drawn, even_weights, kept_back, log_prior
 from graft.learning.loop import (
     TAUGHT,
     Stopped,
@@ -340,18 +340,23 @@ def _check(network: ScratchNet, lesson: _Lesson) -> tuple[Float[np.ndarray, " b"
     """Log loss of each row that was kept back, the accuracy and the score on them; NaN where there are none.
 
     The log losses are those at the best temperature, because the network will be given one: long before it learns no
-    more, it is too sure of itself.
+    more, it is too sure of itself. Adjusted answers are judged as `graft.learning.finetune` judges them.
     """
     logits = logits_of(network, lesson.pixels, lesson.check, lesson.compute, bf16=lesson.compute.bf16)
     labels = torch.from_numpy(lesson.targets[lesson.check])
     if not len(labels) or not bool(logits.isfinite().all()):
         return np.full(len(labels), np.nan), math.nan, math.nan
-    scaled = logits.double() / best_temperature(logits, labels)
+    weights = even_weights(lesson.prior.cpu().numpy())
+    scaled = logits.double() / best_temperature(logits, labels, weights)
     losses = nn.functional.cross_entropy(scaled, labels, reduction="none").numpy()
+    if weights is not None:
+        counts = weights[labels.numpy()]
+        losses = losses * counts / counts.mean()
     return losses, *judged(scaled.softmax(1), labels, lesson.criterion)
 
 
 def _temperature(network: ScratchNet, lesson: _Lesson) -> float:
     """What the logits are divided by, from the kept-back rows."""
     logits = logits_of(network, lesson.pixels, lesson.check, lesson.compute)
-    return best_temperature(logits, torch.from_numpy(lesson.targets[lesson.check]))
+    labels = torch.from_numpy(lesson.targets[lesson.check])
+    return best_temperature(logits, labels, even_weights(lesson.prior.cpu().numpy()))

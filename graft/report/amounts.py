@@ -19,6 +19,7 @@ from graft.report.reading import Run, interval, items, mapping, text
 from graft.report.wording import number
 
 STRATEGIES = {"transfer": "transfer, frozen", "scratch": "from scratch"}
+LINES = {"transfer": "Solid: transfer, frozen.", "scratch": "Dashed: the small CNN from scratch."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Amount:
 
 
 def section(record: Run, metric: str) -> dict[str, Any]:
-    """What the template names: `sentence` (None where nothing was measured), `rows`, `folds` and `svg`."""
+    """What the template names: `sentence` (None where nothing was measured), `rows`, `folds`, `svg` and its `legend`."""
     found = mapping(record.study, "amounts")
     rows = [row for one in items(found, "rows") if isinstance(one, dict) and (row := _amount(one))]
     measure = text(found, "measure") or metric
@@ -50,6 +51,7 @@ def section(record: Run, metric: str) -> dict[str, Any]:
         "measure": measure,
         "folds": min(folds) if folds else None,
         "svg": drawn(rows, measure),
+        "legend": " ".join(line for kind, line in LINES.items() if any(row.strategy == kind for row in rows)),
     }
 
 

@@ -40,7 +40,7 @@ BATCH_NORM = {
 class Depth:
     """One depth of a network, or why it was not measured.
 
-    `place` orders the depths, `seconds` are those of all work on it. `difference` to the frozen head is the mean over
+    `place` orders the depths, `seconds` are those of all work on it. `difference` to the frozen head (positive: better) is the mean over
     `folds`, of which `better` are ahead; `frozen_there` is the frozen head's own mean on them.
     """
 
@@ -155,7 +155,7 @@ def _depths(
     fallback: str | None,
 ) -> list[Depth]:
     """What learns, from the frozen head to everything, measured or not."""
-    frozen = next((c for c in record.candidates if c.id == base), None)
+    frozen = _frozen_of(record, base, tuned[0], metric)
     known = frozen or tuned[0]
     taps, work = taps_of(record.candidates, known.backbone), work_of(record)
     rows = [_frozen(frozen, metric, work.get(frozen.id))] if frozen is not None else []
@@ -171,6 +171,21 @@ def _depths(
             place, name = learned_stages(str(row.get("cut") or ""), known.tap, taps)
             rows.append(_left(place, name, row))
     return sorted(rows, key=lambda row: row.place)
+
+
+def _frozen_of(record: Run, base: str, tuned: Candidate, metric: str) -> Candidate | None:
+    """What a tuned candidate started from; where it reads several depths up to its tap and was not measured so frozen, the
+    best that reads several depths of the same network."""
+    own = next((c for c in record.candidates if c.id == base), None)
+    if own is not None:
+        return own
+    sign = -1 if metric in wording.LOWER_IS_BETTER else 1
+    alike = [
+        c
+        for c in record.candidates
+        if c.strategy == "depths" and c.complete and (c.backbone, c.input) == (tuned.backbone, tuned.input)
+    ]
+    return max(alike, key=lambda c: sign * (c.metrics.get(metric) or 0.0), default=None)
 
 
 def _frozen(frozen: Candidate, metric: str, seconds: float | None) -> Depth:
@@ -205,7 +220,7 @@ def _tuned(
         interval=candidate.intervals.get(metric),
         seconds=seconds,
         folds=folds,
-        difference=sum(own - other for own, other in pairs) / len(pairs) if pairs else None,
+        difference=sign * sum(own - other for own, other in pairs) / len(pairs) if pairs else None,
         better=sum(sign * own > sign * other for own, other in pairs) if pairs else None,
         frozen_there=sum(other for _, other in pairs) / len(pairs) if pairs else None,
         batch_norm=BATCH_NORM.get(policy or "", policy or wording.MISSING),

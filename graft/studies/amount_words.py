@@ -44,11 +44,17 @@ def _against(transfer: Sequence[Point], scratch: Sequence[Point], metric: str) -
     names = ("Transfer", "training from scratch") if ahead else ("Training from scratch", "transfer")
     first = next(point for point in better if sign * point.value >= sign * other[-1].value)
     label = METRICS[metric].label
+    if first == better[-1]:
+        return (
+            f"With half of the images {names[0].lower()} does not yet reach what {names[1]} reaches with all {other[-1].images:,} "
+            f"({label} {shown(other[-1].value)}); with all of them it has {shown(first.value)}. "
+            f"{_catching_up(other, better[-1], names[1], metric)}"
+        )
     reached = (
         f"{names[0]} reaches with {first.images:,} images what {names[1]} reaches with {other[-1].images:,} "
         f"({label} {shown(first.value)} and {shown(other[-1].value)})"
     )
-    if first == better[0] and first != better[-1]:
+    if first == better[0]:
         reached += ", and fewer were not tried"
     return f"{reached}. {_catching_up(other, better[-1], names[1], metric)}"
 

@@ -14,7 +14,7 @@ Not covered: fine-tuning on subsets; other designs for the smaller ones.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 
 SHARES = (0.25, 0.5, 1.0)
 DRAWS = 1_000
-DEADLINE_SHARE = 0.6  # of what is left of the budget, for the training on all images; less for a part of them
+SLOWER = 1.5  # times as long as its share of the training on all images one on a part of them may take
 NOT_MEASURED = "before it was measured how many images are needed."
+WITHOUT_SCRATCH = "before training from scratch was measured with fewer images."
+ALIKE = 0.8  # of the epochs that it had on all images a training on a part of them must have had, to be held against it
 LEAST_IMAGES = 2  # of a class in every subset, where it has two pictures that are different
 
 Strategy = Literal["transfer", "scratch"]
@@ -62,17 +64,19 @@ def amounts_rung(frame: Frame, done: Progress) -> Working:
         return
     yield Event("stage", "How many images are needed")
     curves: list[Curve] = []
+    without = ""
     if scratch is not None:
         curve = yield from _from_scratch(
             frame, scratch, kept_seconds=kept_for_the_end(frame.targets, done.trials)
         )
         curves += [curve] if curve is not None else []
+        without = "" if curves else f"{frame.ended} {WITHOUT_SCRATCH}"
     if transfer is not None:
         folds = curves[0].folds if curves else tuple(range(frame.folds.count))
         curve = yield from _transferred(frame, transfer, folds)
         curves = [curve, *curves] if curve is not None else curves
     if curves:
-        done.extras["amounts"] = _told(frame, curves)
+        done.extras["amounts"] = _told(frame, curves, without=without)
         yield Event("notice", done.extras["amounts"]["sentence"])
 
 
@@ -157,12 +161,17 @@ def _head(
 
 
 def _from_scratch(frame: Frame, trial: Trial, *, kept_seconds: float) -> Generator[Event, None, Curve | None]:
-    """The same design, trained on fewer rows for as many epochs; on all rows its predictions are known."""
+    """The same design, trained on fewer rows for as many epochs; on all rows its predictions are known.
+
+    A training that the clock cut off earlier than the one on all images says nothing about the number of images: a fold with
+    such a one is left out.
+    """
     from graft.backbones.scratch import design
 
     made, _ = design(frame.dataset, development=len(frame.rows))
     settings = training_settings(frame)
-    most = amount_folds(frame, made, settings, fold_seconds=trial.train_seconds / max(1, len(trial.curves)))
+    fold_seconds = trial.train_seconds / max(1, len(trial.curves))
+    most = amount_folds(frame, made, settings, fold_seconds=fold_seconds)
     most = max(most, _known_folds(frame, trial))
     finished = [fold for fold in range(most) if _finished(frame, trial, fold)]
     measured: dict[tuple[float, int], np.ndarray] = {}
@@ -170,8 +179,9 @@ def _from_scratch(frame: Frame, trial: Trial, *, kept_seconds: float) -> Generat
     for fold in finished:
         small: dict[tuple[float, int], np.ndarray] = {}
         for share in SHARES[:-1]:
+            seconds = frame.remaining_seconds() - kept_seconds
             found = yield from _trained(
-                frame, trial, made, settings, share, fold, seconds=frame.remaining_seconds() - kept_seconds
+                frame, trial, made, settings, share, fold, seconds=seconds, whole_seconds=fold_seconds
             )
             if found is None:
                 break
@@ -204,12 +214,15 @@ def _trained(
     fold: int,
     *,
     seconds: float,
+    whole_seconds: float,
 ) -> Generator[Event, None, np.ndarray | None]:
-    """Held-out probabilities after training on the share of a fold's rows; None where `seconds` are none."""
+    """Held-out probabilities after training on the share of a fold's rows. None where `seconds` are too few for it, or the clock
+    cut it off; `whole_seconds` is what the training on all of them took."""
     key = _key(trial, share)
     known = frame.journal.fold(key, fold)
     if known is None:
-        if seconds <= 0:
+        wanted = share * whole_seconds
+        if seconds <= wanted:
             return None
         known = yield from measured_fold(
             frame,
@@ -220,10 +233,18 @@ def _trained(
             rows=_rows(frame, share, fold),
             key=key,
             seed=fold,
-            deadline_seconds=max(1.0, DEADLINE_SHARE * share * seconds),
+            deadline_seconds=max(1.0, min(seconds, SLOWER * wanted) if wanted else seconds),
             text=f"from scratch on {share:.0%} of the images, fold {fold + 1}",
         )
-    return known[1]
+    whole = next((curve for curve in trial.curves if curve["fold"] == fold), None)
+    return known[1] if _as_long(known[0]["curve"], whole) else None
+
+
+def _as_long(curve: Mapping[str, Any], whole: Mapping[str, Any] | None) -> bool:
+    """Whether a training had about as many epochs as the one on all images, where it did not end by itself."""
+    if whole is None or curve["stopped"] != "deadline":
+        return True
+    return len(curve["epochs"]) >= ALIKE * len(whole["epochs"])
 
 
 def _balance(frame: Frame, trial: Trial, fold: int) -> Balance:
@@ -250,8 +271,8 @@ def _whole(frame: Frame, trial: Trial, folds: Sequence[int]) -> dict[tuple[float
     return {(SHARES[-1], fold): trial.probabilities[assignment == fold] for fold in folds}
 
 
-def _told(frame: Frame, curves: Sequence[Curve]) -> dict[str, Any]:
-    """The rows and the sentence as `study.json` holds them."""
+def _told(frame: Frame, curves: Sequence[Curve], *, without: str) -> dict[str, Any]:
+    """The rows and the sentence as `study.json` holds them; `without`: why one of the two is missing."""
     rows = [_row(frame, curve, share) for curve in curves for share in SHARES]
     points = {
         curve.strategy: [
@@ -262,6 +283,7 @@ def _told(frame: Frame, curves: Sequence[Curve]) -> dict[str, Any]:
     sentence = amounts_sentence(
         points.get("transfer", []), points.get("scratch", []), metric=frame.settings.metric
     )
+    sentence = f"{sentence} {without}".strip()
     return {"rows": rows, "sentence": sentence, "measure": frame.settings.metric}
 
 

@@ -52,9 +52,6 @@ def joined(fitted: Sequence[Fitted], *, weights: Sequence[float] | None = None) 
     def torch_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
         return mean([one.torch_probabilities(images) for one in fitted])
 
-    def probabilities(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m k"]:
-        return mean([one.probabilities(rows) for one in fitted])
-
     cached = [one.embeddings for one in fitted if one.embeddings is not None]
 
     def embeddings(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
@@ -65,7 +62,6 @@ def joined(fitted: Sequence[Fitted], *, weights: Sequence[float] | None = None) 
         model.SerializeToString(),
         fitted[0].geometry,
         torch_probabilities,
-        probabilities,
         embeddings if len(cached) == len(fitted) else None,
     )
 

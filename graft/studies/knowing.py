@@ -74,7 +74,7 @@ def knowing(
     if features is not None:
         embeddings = features(rows)
     else:
-        embeddings = _embedded(model, open_pixels(frame.dataset, geometry, store=frame.store), rows)
+        embeddings = put_out(model, EMBEDDING, open_pixels(frame.dataset, geometry, store=frame.store), rows)
     probabilities = trial.probabilities[chosen]
     few = len(chosen) <= MOST_IN_PARTS
     parts = left_out_together(frame.dataset.groups[rows]) if few else folds[chosen]
@@ -155,12 +155,15 @@ def _least_probability(probabilities: Float[np.ndarray, "n k"], targets: Int[np.
     return max(0.0, 1 - upper_quantile(strange, COVERAGE) - 1e-6)
 
 
-def _embedded(model: bytes, pixels: np.ndarray, rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
+def put_out(
+    model: bytes, output: str, pixels: np.ndarray, rows: Int64[np.ndarray, " m"]
+) -> Float32[np.ndarray, "m d"]:
+    """What a packed graph says of these rows of the pixels, in float32 where it is not quantised."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     parts = [
-        session.run([EMBEDDING], {INPUT: np.array(pixels[rows[begin : begin + BATCH]])})[0]
+        session.run([output], {INPUT: np.array(pixels[rows[begin : begin + BATCH]])})[0]
         for begin in range(0, len(rows), BATCH)
     ]
     return np.concatenate(parts)

@@ -4,6 +4,7 @@ fine-tune and train from scratch."""
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from graft.images.pixels import preparing
 from graft.studies.board import board
 from graft.studies.frame import Event, Frame, Trial
 from graft.studies.knowing import MOST_EMBEDDED
-from graft.studies.scratching import scratching
+from graft.studies.scratching import scratch_trial, scratching
 
 if TYPE_CHECKING:
     from graft.backbones.scratch import ScratchDesign
@@ -106,21 +107,23 @@ def scratch_rung(frame: Frame, done: Progress) -> Working:
     yield from prepare(frame, [geometry])
     settings, kept = training_settings(frame), kept_for_the_end(frame.targets, done.trials)
     work = planned_multiply_adds(made, len(frame.learned_from(0)), settings)
-    trial = yield from scratching(
-        frame,
-        made,
-        geometry,
-        settings,
-        done.trials,
-        kept_seconds=kept,
-        fold_seconds=work / training_speed(frame.compute),
-    )
-    if trial is not None:
-        first = not done.trials
-        done.trials.append(trial)
-        if first:
-            yield from first_answer(frame, done.trials)
-            return
+    first = not done.trials
+    with ExitStack() as at_end:
+        at_end.callback(
+            lambda: done.trials.extend(filter(None, [scratch_trial(frame, made, geometry, settings)]))
+        )
+        yield from scratching(
+            frame,
+            made,
+            geometry,
+            settings,
+            done.trials,
+            kept_seconds=kept,
+            fold_seconds=work / training_speed(frame.compute),
+        )
+    if first and done.trials:
+        yield from first_answer(frame, done.trials)
+        return
     yield Event("board", "trained from scratch", board=board(frame, done.trials))
 
 

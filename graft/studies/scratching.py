@@ -70,43 +70,55 @@ def scratching(
     kept_seconds: float = 0.0,
     fold_seconds: float = 0.0,
     again: int = 0,
-) -> Generator[Event, None, Trial | None]:
-    """Train on every fold, balanced as the best head of the fold among the `trials` so far.
+) -> Generator[Event, None, None]:
+    """Train on every fold that the journal lacks, balanced as the best head of the fold among the `trials` so far.
 
-    Of the budget, `kept_seconds` are for other work; a fold is planned to take `fold_seconds`. Returns None if it ended before a fold did.
+    Of the budget, `kept_seconds` are for other work; a fold is planned to take `fold_seconds`. What was finished is `scratch_trial`, wherever
+    this was left.
     """
+    recipe = scratch_recipe(frame, design, geometry, settings, again=again)
+    scratch_costs(frame, design)
+    yield from ask_the_best(frame, trials)
+    for fold in range(frame.folds.count):
+        if frame.journal.fold(recipe.key, fold) is not None:
+            continue
+        if frame.remaining_seconds() <= kept_seconds and fold:
+            yield Event("notice", f"{frame.ended} after {fold} of {frame.folds.count} folds from scratch.")
+            return
+        # One share more than folds is left for fitting on all images and packing.
+        left = frame.remaining_seconds() - kept_seconds
+        share = left / (frame.folds.count - fold + 1)
+        if not fold:
+            share = max(share, min(HALF * left, HALF * fold_seconds))
+        yield from measured_fold(
+            frame,
+            recipe,
+            design,
+            replace(settings, balance=balance_of_best_head(frame, trials, fold)),
+            fold=fold,
+            rows=frame.learned_from(fold),
+            key=recipe.key,
+            seed=fold + APART * again,
+            deadline_seconds=max(1.0, share),
+            text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
+        )
+
+
+def scratch_trial(
+    frame: Frame, design: ScratchDesign, geometry: Preprocess, settings: TrainingSettings, *, again: int = 0
+) -> Trial | None:
+    """What the journal holds of this training, which may be some folds; None without any."""
     recipe = scratch_recipe(frame, design, geometry, settings, again=again)
     probabilities = np.full((len(frame.dataset), frame.classes), np.nan, np.float32)
     seconds, curves = 0.0, []
-    yield from ask_the_best(frame, trials)
     for fold in range(frame.folds.count):
         known = frame.journal.fold(recipe.key, fold)
-        if known is None:
-            if frame.remaining_seconds() <= kept_seconds and fold:
-                yield Event(
-                    "notice", f"{frame.ended} after {fold} of {frame.folds.count} folds from scratch."
-                )
-                break
-            # One share more than folds is left for fitting on all images and packing.
-            left = frame.remaining_seconds() - kept_seconds
-            share = left / (frame.folds.count - fold + 1)
-            if not fold:
-                share = max(share, min(HALF * left, HALF * fold_seconds))
-            known = yield from measured_fold(
-                frame,
-                recipe,
-                design,
-                replace(settings, balance=balance_of_best_head(frame, trials, fold)),
-                fold=fold,
-                rows=frame.learned_from(fold),
-                key=recipe.key,
-                seed=fold + APART * again,
-                deadline_seconds=max(1.0, share),
-                text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
-            )
-        probabilities[frame.held_out(fold)] = known[1]
-        seconds += float(known[0]["seconds"])
-        curves.append({"fold": fold, **known[0]["curve"]})
+        if known is not None:
+            probabilities[frame.held_out(fold)] = known[1]
+            seconds += float(known[0]["seconds"])
+            curves.append({"fold": fold, **known[0]["curve"]})
+    if not curves:
+        return None
     weights, size, latency = scratch_costs(frame, design)
     return Trial(
         recipe=recipe,

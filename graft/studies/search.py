@@ -53,6 +53,7 @@ from graft.studies.shrinking.rung import shrink_rung
 from graft.studies.subjects import about_series, kept_together
 
 SELECTING = "selecting an ensemble"  # which takes a second or two, and minds the last fits itself
+WORKING = ("stage", "progress")  # tell that a rung goes on; a board or a notice may be its last
 
 Ending = Callable[[Frame, Progress, str], Generator[Event, None, results.StudyResult]]
 
@@ -162,7 +163,7 @@ def _in_time(frame: Frame, done: Progress, name: str, rung: Working, *, alone: b
                     frame.journal.append(RUNG, begins)
                 for event in rung:
                     yield event
-                    if over():
+                    if event.kind in WORKING and over():
                         break
                 else:
                     return

@@ -33,7 +33,7 @@ from graft.studies.rungs import (
     tell,
     training_settings,
 )
-from graft.studies.scratching import scratching
+from graft.studies.scratching import scratch_trial, scratching
 from graft.studies.tuning.options import MOST_SEEDS
 
 PLAN = "seeds_plan.v1"
@@ -119,9 +119,8 @@ def _again(frame: Frame, done: Progress, first: Trial, seed: int) -> Generator[E
 
         made, geometry = design(frame.dataset, development=len(frame.rows))
         settings = training_settings(frame)
-        return (
-            yield from scratching(frame, made, geometry, settings, done.trials, kept_seconds=kept, again=seed)
-        )
+        yield from scratching(frame, made, geometry, settings, done.trials, kept_seconds=kept, again=seed)
+        return scratch_trial(frame, made, geometry, settings, again=seed)
     from graft.studies.tuning.rung import tuning_again
 
     return (yield from tuning_again(frame, first, done.trials, seed=seed, reserve=kept))

@@ -27,7 +27,7 @@ def reason(trials: Sequence[Trial], choice: Choice, *, metric: str) -> str:
         others = len(choice.tied) - 1
         also = f"; none of the {others} others that are tied with it is {cheaper}" if others > 1 else ""
         also = f"; the only one tied with it is not {cheaper}" if others == 1 else also
-        told += f", the best out-of-fold score{also}."
+        told += f", the best out-of-fold score{_of_which(choice, score, shown)}{also}."
     else:
         difference, top = choice.differences[choice.chosen], choice.scores[choice.best]
         assert difference is not None and top is not None
@@ -113,6 +113,14 @@ def scratch_sentence(
         else "Training from scratch beats transfer"
     )
     return f"{winner} {facts} {names}.{cut_short}"
+
+
+def _of_which(choice: Choice, score: float, shown: Metric) -> str:
+    """Among whom the choice is the best, where a limit keeps out what scores better."""
+    beyond = [other for other, within in zip(choice.scores, choice.within, strict=True) if not within]
+    if all(other is None or shown.sign * other <= shown.sign * score for other in beyond):
+        return ""
+    return " of those nearest to the limits" if choice.missed else " within the limits"
 
 
 def _span(difference: Difference, shown: Metric) -> str:

@@ -163,6 +163,16 @@ def test_grey_is_turned_upside_down_where_only_the_light_betrays_it(lit: str, na
     assert "upside_down" not in natural(coloured, targets, rows), "in colour no light is forgiven"
 
 
+def test_photos_of_small_classes_are_not_turned_upside_down() -> None:
+    """Brighter above, three of four: within a class of one image nothing is to be seen of it, among all there is."""
+    random = np.random.default_rng(4)
+    pixels = np.repeat(surfaces(120, 24)[0] // 2, 3, axis=3)
+    for picture, above in zip(pixels, random.random(120) < 0.75, strict=True):
+        picture[slice(0, 12) if above else slice(12, None)] += np.uint8(20)
+    every = np.arange(120)
+    assert "upside_down" not in natural(pixels, every, every)
+
+
 @pytest.mark.parametrize("arrow", ["left or right", "up or down", "across or along"])
 def test_a_symmetry_that_changes_the_class_is_not_used(arrow: str) -> None:
     """One class has its bright part on one side, the other class on the other: the mean image tells nothing."""

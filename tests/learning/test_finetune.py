@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from graft.learning.finetune import (
     CHECK_BATCH,
     Tuned,
     TuneSettings,
+    _judged,
     blocks,
     checkpoints,
     planned_epochs,
@@ -30,6 +32,7 @@ from graft.learning.finetune import (
     tune,
 )
 from graft.learning.inner import kept_back
+from graft.learning.lessons import lesson_of
 from graft.learning.loop import Epoch, taught
 from graft.learning.prefix import CachedViews, LiveViews, Source, fixed_view, prefix_maps
 from graft.learning.range_test import FARTHEST, find_rate, with_rate
@@ -376,17 +379,40 @@ def test_frozen_weights_above_the_cut_stay() -> None:
         assert torch.equal(part.cutting.tail.network.state_dict()[name], part.cutting.initial[name])
 
 
-def test_logit_adjustment_trains_the_same_loss_and_answers_for_even_classes() -> None:
+def rare_of(part: Made) -> np.ndarray:
+    """22 rows of the one class and 5 of the other."""
+    first = part.targets[:44]
+    return np.r_[np.flatnonzero(first == 0), np.flatnonzero(first == 1)[:5]]
+
+
+def test_logit_adjustment_starts_at_the_base_rates_and_answers_for_even_classes() -> None:
     part = made("layer3")
-    rare = np.r_[np.flatnonzero(part.targets[:44] == 0), np.flatnonzero(part.targets[:44] == 1)[:5]]
     still: dict[str, Any] = {"trunk_rate": 1e-12, "head_rate": 1e-12, "validation_share": 0.0, "epochs": 1}
     ends = []
     for balance in ("none", "logit"):
-        (epoch,), tuned = finish(start(part, replace(SHORT, balance=balance, **still), rows=rare))
+        (epoch,), tuned = finish(start(part, replace(SHORT, balance=balance, **still), rows=rare_of(part)))
         ends.append((epoch.train_loss, tuned.head.bias))
-    assert ends[1][0] == pytest.approx(ends[0][0], abs=1e-4)
-    prior = np.log(np.array([22, 5]) / 27)
-    np.testing.assert_allclose(ends[0][1] - ends[1][1], prior, atol=1e-4)
+    assert ends[1][0] < ends[0][0], "softened, the head of no balance has lost most of the shares"
+    shares = np.array([22, 5]) / 27
+    np.testing.assert_allclose(ends[0][1] - ends[1][1], np.log(shares) / SHORT.start_temperature, atol=1e-4)
+
+
+def test_adjusted_answers_are_judged_with_even_classes() -> None:
+    """Of answers that name the rare class alone the natural loss may be small; the even one is not."""
+    part = made("layer3")
+    lesson = lesson_of(
+        live(part),
+        part.targets,
+        rare_of(part),
+        groups=np.arange(60),
+        classes=2,
+        settings=replace(SHORT, balance="logit", validation_share=0.4),
+        seed=0,
+    )
+    labels = torch.from_numpy(lesson.targets[lesson.check])
+    rare = torch.tensor([[0.0, 1.0]]).repeat(len(labels), 1)
+    right = torch.nn.functional.one_hot(labels, 2).float()
+    assert _judged(rare, labels, lesson)[0] > math.log(2) > _judged(right, labels, lesson)[0]
 
 
 def test_without_averaging_the_weights_are_the_last_ones() -> None:

@@ -192,7 +192,7 @@ def linear(seed: int, width: int) -> Fitted:
     def rows(chosen: np.ndarray) -> np.ndarray:
         return np.full((len(chosen), 3 * width), width, np.float32)
 
-    return Fitted(packed, Preprocess(4), answer, lambda chosen: answer(IMAGES[chosen]), rows)
+    return Fitted(packed, Preprocess(4), answer, rows)
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
@@ -219,7 +219,6 @@ def test_the_packed_model_answers_with_the_weighted_mean() -> None:
     answers, embedding = session.run(["probabilities", "embedding"], {"image": IMAGES})
     np.testing.assert_allclose(answers, wanted, atol=1e-6)
     np.testing.assert_allclose(fitted.torch_probabilities(IMAGES), wanted, atol=1e-6)
-    np.testing.assert_allclose(fitted.probabilities(np.arange(6)), wanted, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-5)
     assert embedding.shape == (6, 9)
     assert [given.shape for given in session.get_outputs()] == [["n", 3], ["n", 9]]

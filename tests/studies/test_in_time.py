@@ -29,6 +29,7 @@ from graft.studies import rungs, scratching
 from graft.studies.frame import Event, Frame, Trial, budget_of
 from graft.studies.journal import Journal
 from graft.studies.plan import NAMED, Plan
+from graft.studies.recipe import Recipe
 from graft.studies.rungs import Progress, Working
 from graft.studies.schedule import RUNG, SCHEDULE, spent
 from graft.studies.search import _in_time
@@ -227,19 +228,61 @@ def test_the_first_fold_from_scratch_gets_half_of_its_plan_at_least(
         deadlines.append(deadline_seconds)
         yield Event("progress", "from scratch")
         rows = np.eye(frame.classes, dtype=np.float32)[frame.dataset.targets[frame.held_out(fold)]]
-        return {"seconds": 1.0, "curve": {"stopped": "plan"}}, rows
+        recipe = scratching.scratch_recipe(frame, design, geometry, settings)
+        return frame.journal.add_fold(
+            recipe.key, fold, rows, {"seconds": 1.0, "curve": {"stopped": "plan"}}
+        ), rows
 
     monkeypatch.setattr(scratching, "measured_fold", fold)
     frame = frame_at(BUDGET - 60.0)
     design, geometry = scratch.design(frame.dataset, development=len(frame.rows))
-    work = scratching.scratching(frame, design, geometry, TrainingSettings(), [], fold_seconds=planned)
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            assert end.value.complete
-            break
+    settings = TrainingSettings()
+    assert scratching.scratch_trial(frame, design, geometry, settings) is None
+    list(scratching.scratching(frame, design, geometry, settings, [], fold_seconds=planned))
+    trial = scratching.scratch_trial(frame, design, geometry, settings)
+    assert trial is not None and trial.complete
     assert deadlines == pytest.approx([first, 30.0], abs=0.9)
+
+
+def test_finished_folds_from_scratch_stay_when_the_time_is_over(
+    frame_at: Callable[[float], Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second fold is left in its midst; the first is a candidate, as an unfinished one that was tuned is."""
+
+    def fold(
+        frame: Frame, recipe: Recipe, *_: Any, fold: int, **__: Any
+    ) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
+        yield Event("progress", "from scratch")
+        if fold:
+            frame.halt.set()
+            yield Event("progress", "from scratch")
+            raise AssertionError("it goes on")
+        rows = np.eye(frame.classes, dtype=np.float32)[frame.dataset.targets[frame.held_out(fold)]]
+        return frame.journal.add_fold(
+            recipe.key, fold, rows, {"seconds": 1.0, "curve": {"stopped": "plan"}}
+        ), rows
+
+    monkeypatch.setattr(scratching, "measured_fold", fold)
+    frame = frame_at(10.0)
+    done = Progress(
+        [trial("some/depths", probabilities(0.9, seed=1, count=len(frame.rows)), strategy="depths")]
+    )
+    list(_in_time(frame, done, "training from scratch", rungs.scratch_rung(frame, done), alone=True))
+    assert [trial.recipe.strategy for trial in done.trials] == ["depths", "scratch"]
+    assert [curve["fold"] for curve in done.trials[1].curves] == [0] and not done.trials[1].complete
+
+
+def test_a_rung_that_ended_with_the_time_was_finished(frame_at: Callable[[float], Frame]) -> None:
+    frame = frame_at(10.0)
+    done = measured(frame)
+
+    def last() -> Working:
+        yield Event("progress", "working", 1, 1)
+        frame.journal._opened -= BUDGET
+        yield Event("board", "measured")
+
+    list(_in_time(frame, done, "something", last(), alone=True))
+    assert not done.notices
 
 
 def test_a_fold_from_scratch_is_planned_by_its_multiply_adds(

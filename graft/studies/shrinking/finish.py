@@ -78,9 +78,6 @@ def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Gener
     def own_probabilities(images: np.ndarray) -> Float32[np.ndarray, "m k"]:
         return head.probabilities(outputs_of(graph, images, READING))
 
-    def probabilities(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m k"]:
-        return head.probabilities(features[rows])
-
     def embeddings(rows: Int64[np.ndarray, " m"]) -> Float32[np.ndarray, "m d"]:
         return ridge.unit(features[rows]) if head.unit_length else features[rows]
 
@@ -88,7 +85,6 @@ def fitting_shrunk(frame: Frame, trial: Trial, trials: Sequence[Trial]) -> Gener
         with_head(graph, head).SerializeToString(),
         network.geometry,
         own_probabilities,
-        probabilities,
         embeddings,
     )
 

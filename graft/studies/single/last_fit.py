@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graft.studies.branches import joined
-from graft.studies.finish import Fitted, fitted_of, tuned_answers
+from graft.studies.finish import Fitted, fitted_of
 from graft.studies.frame import Event
 from graft.studies.journal import TRIALS
 from graft.studies.single.page import FIND
@@ -22,7 +22,6 @@ from graft.studies.single.training import (
     Workshop,
     checkpoint_of,
     closed_head,
-    features_of,
     of_runs,
     opened_bench,
 )
@@ -48,9 +47,7 @@ def fitting(work: Workshop) -> Generator[Event, None, Fitted]:
         bench = yield from opened_bench(work, run)
         tuned = yield from _refitted(work, bench, run)
         opened = candidate.as_read(frame, run)
-        asked = tuned_answers(frame, bench, tuned)
-        geometry, tap = candidate.geometry, candidate.tap.index
-        members.append(fitted_of(opened, tuned, geometry=geometry, tap=tap, probabilities=asked))
+        members.append(fitted_of(opened, tuned, geometry=candidate.geometry, tap=candidate.tap.index))
     return joined(members)
 
 
@@ -65,7 +62,6 @@ def _closed_member(work: Workshop) -> Fitted:
         Found({}, head, 1.0, 0, 0, "epochs"),
         geometry=candidate.geometry,
         tap=candidate.tap.index,
-        probabilities=lambda rows: head.probabilities(features_of(work)[rows]),
     )
 
 

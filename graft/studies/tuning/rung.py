@@ -13,7 +13,7 @@ folds goes on to all of them, if there is time.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -64,6 +64,12 @@ class Tuning:
         """Of the rung's share of the budget."""
         frame = self.frame
         return min(self.until - frame.journal.elapsed_seconds(), frame.remaining_seconds())
+
+    def fold_seconds(self, option: Option) -> float | None:
+        """What a fold takes: the mean of those that are finished, else as predicted; None without a prediction."""
+        records = [record for record in self.frame.journal.records if record["kind"] == "fold"]
+        measured = [_seconds_of(record) for record in records if record["recipe"] == option.recipe.key]
+        return float(np.mean(measured)) if measured else _row(self, option)["fold_seconds"]
 
     def pays(self, fold_seconds: float) -> bool:
         """Whether there is time for a fold and, where what is kept after the rung is less than that, for a last fit."""
@@ -119,7 +125,7 @@ def _further_folds(work: Tuning, trials: Sequence[Trial]) -> Generator[Event, No
         return
     option = next(one for one in work.plan.options if one.recipe.key == best)
     budget, left = work.frame.settings.budget_seconds, work.frame.remaining_seconds()
-    done, seconds = known_folds(work.frame, option), _row(work, option)["fold_seconds"]
+    done, seconds = known_folds(work.frame, option), work.fold_seconds(option)
     missing = work.frame.folds.count - done
     if seconds is None or left - KEPT * budget < (missing + REFIT) * seconds:
         return
@@ -214,6 +220,11 @@ def _paid_by_the_clock(work: Tuning) -> Generator[Event, None, None]:
         yield Event("notice", f"By these predictions this machine has no time for: {names}.")
 
 
+def _seconds_of(record: Mapping[str, Any]) -> float:
+    """Of a finished fold; one that was killed on the way is told with the seconds of its last session, its epochs with theirs."""
+    return max(float(record["seconds"]), sum(float(epoch["seconds"]) for epoch in record["curve"]["epochs"]))
+
+
 def _row(work: Tuning, option: Option) -> dict[str, Any]:
     return next(row for row in work.rows if row["id"] == option.recipe.name)
 
@@ -224,7 +235,8 @@ def _folds(work: Tuning, option: Option, folds: range) -> Generator[Event, None,
     for fold in folds:
         known = frame.journal.fold(key, fold)
         if known is None:
-            if row["fold_seconds"] is None or not work.pays(row["fold_seconds"]):
+            seconds = work.fold_seconds(option)
+            if seconds is None or not work.pays(seconds):
                 why = frame.ended if frame.halt.is_set() else "the time was over"
                 yield Event("notice", f"{option.recipe.name}: {why} after {_count(fold)}.")
                 break
@@ -233,7 +245,7 @@ def _folds(work: Tuning, option: Option, folds: range) -> Generator[Event, None,
                 work.bench = key, (yield from bench_of(frame, option))
                 row["real_seconds"] += round(frame.journal.elapsed_seconds() - begun, 2)
                 row["predicted_seconds"] += row["cache_seconds"]
-            known = yield from _fold(work, option, work.bench[1], fold)
+            known = yield from _fold(work, option, work.bench[1], fold, seconds=seconds)
         row["folds_done"] += 1
         row["predicted_seconds"] = round(row["predicted_seconds"] + (row["fold_seconds"] or 0.0), 2)
         row["real_seconds"] = round(row["real_seconds"] + float(known[0]["seconds"]), 2)
@@ -242,8 +254,9 @@ def _folds(work: Tuning, option: Option, folds: range) -> Generator[Event, None,
 
 
 def _fold(
-    work: Tuning, option: Option, bench: Bench, fold: int
+    work: Tuning, option: Option, bench: Bench, fold: int, *, seconds: float
 ) -> Generator[Event, None, tuple[dict[str, Any], np.ndarray]]:
+    """One fold, in the journal. `seconds`: what it should take; after `SLOWER` times as many it is stopped."""
     from graft.learning.finetune import predict
 
     frame, recipe = work.frame, option.recipe
@@ -257,7 +270,7 @@ def _fold(
         bench,
         rows=frame.learned_from(fold),
         seed=fold + APART * option.seed,
-        deadline_seconds=max(1.0, min(work.seconds_left, SLOWER * _row(work, option)["fold_seconds"])),
+        deadline_seconds=max(1.0, min(work.seconds_left, SLOWER * seconds)),
         kept_in=kept_in,
         text=f"{recipe.name}, fold {fold + 1} of {frame.folds.count}",
     )
@@ -269,10 +282,9 @@ def _fold(
         features=bench.features,
         compute=frame.compute,
     )
-    seconds = round(frame.journal.elapsed_seconds() - begun, 3)
     facts: dict[str, Any] = {
         "name": recipe.name,
-        "seconds": seconds,
+        "seconds": round(frame.journal.elapsed_seconds() - begun, 3),
         "balance": balance,
         "curve": curve | norms,
         "features": tuned.head.features,
