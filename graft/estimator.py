@@ -41,6 +41,7 @@ from graft.deploy.pack import Check, pack
 from graft.errors import SettingsError
 from graft.estimator_fitting import WEIGHTINGS, expected_of, fitted
 from graft.estimator_input import (
+    NO_IMAGES,
     InputError,
     ParameterError,
     Picture,
@@ -259,6 +260,8 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
             number = isinstance(value, (float, np.floating)) or _whole(value)
             if not (number and lowest <= value <= highest) and not (name == "lr" and value is None):
                 raise ParameterError(f"{name}={value!r}: give a number from {lowest:g} to {highest:g}.")
+        if not (self.weights is None or isinstance(self.weights, (str, Path))):
+            raise ParameterError(f"weights={self.weights!r}: give a folder with weights.json, or None.")
         if not isinstance(self.backbone, str):
             raise ParameterError(f"backbone={self.backbone!r}: give the name of a network, or 'auto'.")
         if isinstance(self.tap, bool) or not isinstance(self.tap, (str, int, np.integer)):
@@ -301,6 +304,8 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
 
     def _given(self, X: Any, y: Any) -> tuple[Any, np.ndarray]:
         """Images and labels for learning."""
+        if isinstance(X, (list, tuple)) and not X:
+            raise InputError(NO_IMAGES)
         if is_table(X):
             table, targets = validate_data(self, X, y, ensure_min_samples=2)
             _check_labels(targets)
@@ -321,7 +326,7 @@ class GraftClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Classif
     def _run(self, X: Any, output: str) -> Float32[np.ndarray, "n w"]:
         check_is_fitted(self)
         if isinstance(X, (list, tuple)) and not X:
-            raise InputError("X holds no images (0 sample(s)); give at least one.")
+            raise InputError(NO_IMAGES)
         table = is_table(X)
         pictures = (
             from_table(validate_data(self, X, reset=False), self.image_shape) if table else as_pictures(X)

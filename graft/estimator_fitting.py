@@ -45,6 +45,12 @@ WEIGHTINGS: dict[str, tuple[ridge.Weighting, ...]] = {
     "root": ("root",),
     "full": ("full",),
 }
+AS_TRAINED: dict[str, tuple[ridge.Weighting, ...]] = {
+    "weights": ("none", "root", "full"),
+    "sampler": ("full",),
+    "logit": ("logit",),
+}
+"""The words of `graft train`, where a freeze leaves nothing but the head."""
 
 
 def fitted(given: Given, wish: Wish) -> Model:
@@ -148,7 +154,8 @@ def _open_taps(trunk: TrunkFile, wish: Wish) -> Sequence[TapRow]:
     names, wanted = [tap.name for tap in trunk.taps], wish.tap
     if wanted == "auto":
         frozen = wish.freeze if wish.strategy == "finetuned" else "none"
-        least = names.index(frozen) if frozen in names else -1 if frozen.isdigit() and int(frozen) else 0
+        least = min(names.index(frozen) + 1, len(names) - 1) if frozen in names else 0
+        least = -1 if frozen.isdigit() and int(frozen) else least
         return trunk.taps[least:]
     if isinstance(wanted, (int, np.integer)) and -len(names) <= wanted < len(names):
         return [trunk.taps[int(wanted)]]
@@ -166,13 +173,8 @@ def _loss(probe: Probe, given: Given) -> float:
 
 
 def _frozen(probe: Probe, given: Given, wish: Wish) -> Model:
-    if wish.balance not in WEIGHTINGS:
-        raise ParameterError(
-            f"balance={wish.balance!r}: nothing but the head is learned here, so choose one of {', '.join(WEIGHTINGS)}."
-        )
-    head = frozen_head.fit(
-        probe.rows, given.targets, classes=given.classes, balances=WEIGHTINGS[wish.balance]
-    )
+    balances = (WEIGHTINGS | AS_TRAINED)[wish.balance]
+    head = frozen_head.fit(probe.rows, given.targets, classes=given.classes, balances=balances)
     graph = assembled(
         onnx.load(str(probe.trunk.graph)),
         tap_output(probe.tap.index),

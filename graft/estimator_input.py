@@ -31,6 +31,8 @@ Picture: TypeAlias = Any  # str | Path | bytes | Image | np.ndarray
 Pictures: TypeAlias = Sequence[Any] | np.ndarray
 Span: TypeAlias = "tuple[float, float] | None"
 
+COLOURS = (3, 4)  # channels of an image in colour
+NO_IMAGES = "X holds no images (0 sample(s)); give at least one."
 KINDS = (
     "an array [n, h, w] or [n, h, w, c], or a list or Series of paths, encoded bytes, PIL images or arrays; a table "
     "[n, h * w * c] needs image_shape=(h, w) or (h, w, c)"
@@ -58,13 +60,21 @@ def is_table(given: Any) -> bool:
         return True
     array = _as_array(given)
     if array.dtype.kind in "biufc":
+        if array.ndim == 3 and array.shape[2] in COLOURS and array.shape[1] > max(COLOURS):
+            shape = list(array.shape)
+            raise InputError(
+                f"X is an array of shape {shape}, which is one image in colour rather than many grey ones. Give "
+                f"{[1, *shape]} for one, {[*shape, 1]} for many."
+            )
         return array.ndim not in (3, 4)
     return not (len(array) and _is_picture(_flat(array)[0]))
 
 
 def as_pictures(given: Any) -> Pictures:
-    """The images one by one of what `is_table` says is none."""
+    """The images one by one of what `is_table` says is none. Raises InputError where there are none."""
     array = _as_array(given)
+    if not len(array):
+        raise InputError(NO_IMAGES)
     return array if array.dtype.kind in "biuf" else _flat(array)
 
 

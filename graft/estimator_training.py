@@ -54,7 +54,7 @@ LOSSES: dict[str, Balance] = {
 def tuned_model(
     probe: Probe, given: Given, wish: Wish, folder: WeightsFolder | None, store: Store
 ) -> Model | None:
-    """Tail and head trained together; None where the freeze leaves nothing but the head to learn."""
+    """Tail and head trained together; None where the freeze leaves nothing but a ridge head, which needs no training."""
     import torch
 
     from graft.backbones.export import export
@@ -66,14 +66,15 @@ def tuned_model(
     reach = reach_of(probe.trunk.entry, folder)
     opened = reopened(probe.trunk, folder=folder, reach=reach)
     freeze = _freeze(opened, probe, wish)
-    if freeze.everything:
+    if freeze.everything and wish.head == "ridge":
         return None
+    cut = probe.tap.name if freeze.everything else freeze.cut
     samples = torch.from_numpy(some_of(probe.pixels)).permute(0, 3, 1, 2).float() / 255
     cutting = cut_at(
         opened,
         architecture=probe.trunk.entry.architecture,
         tap=probe.tap.name,
-        cut=freeze.cut,
+        cut=cut,
         images=samples,
     )
     learning = {name: depth for name, depth in cutting.trained.items() if name not in freeze.parameters}
@@ -81,7 +82,7 @@ def tuned_model(
     for name, weight in cutting.tail.network.named_parameters():
         weight.requires_grad_(name in learning)
     settings = TuneSettings(
-        cut=freeze.cut,
+        cut=cut,
         balance=LOSSES[wish.balance],
         head=wish.head,
         batch_norm=wish.batch_norm,
@@ -96,7 +97,7 @@ def tuned_model(
         caching(
             cutting,
             probe.pixels,
-            key=content_key(probe.key, probe.trunk.key, freeze.cut),
+            key=content_key(probe.key, probe.trunk.key, cut),
             augmentation=strengthened(_suited(probe, given, wish, folder, store), settings.augment),
             wanted=settings.views,
             seed=wish.seed,
@@ -136,7 +137,7 @@ def tuned_model(
         geometry=probe.trunk.geometry,
         backbone=probe.trunk.entry.name,
         tap=probe.tap.name,
-        strategy="partial" if freeze.parameters else "full",
+        strategy="frozen" if freeze.everything else "partial" if freeze.parameters else "full",
         weights=weights_of(probe.trunk),
         features=probe.tap.features,
         tried={},
@@ -198,9 +199,10 @@ def _parts(targets: Int64[np.ndarray, " n"], groups: Int64[np.ndarray, " n"]) ->
 
 
 def refuse_freeze(probe: Probe, wish: Wish, folder: WeightsFolder | None) -> None:
-    """Raise ParameterError for a `freeze` that the network does not know, although nothing is trained."""
+    """Raise ParameterError for a `freeze` that the network does not know at any tap, although nothing is trained."""
     if wish.freeze not in ("all", "none"):
-        _freeze(reopened(probe.trunk, folder=folder, reach=reach_of(probe.trunk.entry, folder)), probe, wish)
+        opened = reopened(probe.trunk, folder=folder, reach=reach_of(probe.trunk.entry, folder))
+        _freeze(opened, replace(probe, tap=probe.trunk.taps[-1]), wish)
 
 
 def _freeze(opened: Opened, probe: Probe, wish: Wish) -> Freeze:

@@ -191,6 +191,30 @@ def test_a_search_over_what_is_frozen_reads_above_it() -> None:
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
+def test_behind_a_frozen_network_the_head_that_was_asked_for_is_trained() -> None:
+    answers = {}
+    for head, lr in (("ridge", None), ("linear", 1e-5), ("linear", 1e-2), ("mlp", 1e-2)):
+        model = GraftClassifier(**QUICK, strategy="finetuned", freeze="all", head=head, lr=lr, epochs=2)
+        answers[head, lr] = model.fit(IMAGES[LEARNED], LABELS[LEARNED]).predict_proba(IMAGES[ASKED])
+    known = list(answers.values())
+    assert all(np.abs(a - b).max() > 1e-4 for place, a in enumerate(known) for b in known[:place])
+
+
+def test_above_a_frozen_stage_something_learns() -> None:
+    """The stage itself may not be read: nothing would be left to learn."""
+    model = GraftClassifier(
+        size=32, framing="squash", threads=1, strategy="finetuned", freeze="blocks.1", epochs=1
+    )
+    model.fit(IMAGES[LEARNED], LABELS[LEARNED])
+    assert {tap for _, _, tap in model.tried_}.isdisjoint({"blocks.0", "blocks.1"})
+    assert model._model.strategy == "partial"
+
+
+def test_whether_a_freeze_can_be_does_not_depend_on_the_tap_that_was_chosen() -> None:
+    model = GraftClassifier(size=32, framing="squash", threads=1, tap=0, freeze="blocks.4")
+    assert model.fit(IMAGES[LEARNED], LABELS[LEARNED]).tap_ != "blocks.4"
+
+
 def test_two_images_are_enough_to_be_trained_on() -> None:
     model = GraftClassifier(**QUICK, strategy="finetuned", epochs=1).fit(IMAGES[:2], LABELS[:2])
     assert set(model.predict(IMAGES[:2])) <= {"left", "right"}
@@ -235,6 +259,9 @@ def test_values_become_grey_levels_by_a_checked_rule() -> None:
         (["a.png", "b.png", "c.png", "d.png"], "Image 0 of X.*a.png"),
         ([b"", b"", b"", b""], "Image 0 of X"),
         ("photos", "Give a list"),
+        (np.zeros((4, 24, 3), np.uint8), r"one image in colour.*\[1, 4, 24, 3\]"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "holds no images"),
+        ([], "holds no images"),
         ([Image.new("L", (9, 9)), None, None, None], "Item 1 of X is a NoneType"),
     ],
 )
@@ -272,6 +299,8 @@ def test_what_is_no_image_is_told_in_a_sentence(images: Any, told: str) -> None:
         ("head", "big", "ridge, linear, mlp"),
         ("batch_norm", "off", "frozen, train, reestimate"),
         ("augment", 3, "none, light, medium, strong"),
+        ("weights", 5, "a folder with weights.json"),
+        ("weights", "no such folder", "has no weights.json"),
     ],
 )
 def test_a_bad_parameter_names_the_valid_values(name: str, value: Any, told: str) -> None:
@@ -297,8 +326,7 @@ def test_the_words_of_the_command_line_balance_a_training_and_nothing_else() -> 
     ):
         frozen.fit(IMAGES[LEARNED], LABELS[LEARNED])
     head_only = GraftClassifier(**QUICK, balance="logit", strategy="finetuned", freeze="all")
-    with pytest.raises(ParameterError, match="nothing but the head"):
-        head_only.fit(IMAGES[LEARNED], LABELS[LEARNED])
+    assert head_only.fit(IMAGES[LEARNED], LABELS[LEARNED]).score(IMAGES[ASKED], LABELS[ASKED]) > 0.8
     trained = GraftClassifier(**QUICK, balance="sampler", strategy="finetuned", epochs=1)
     assert trained.fit(IMAGES[LEARNED], LABELS[LEARNED]).predict(IMAGES[:2]).shape == (2,)
 

@@ -169,7 +169,7 @@ def load_state(entry: Entry, *, folder: WeightsFolder | None, reach: Reach) -> L
     if cached(entry) is None and not reach.serves(entry):
         raise BackboneError(
             f"The weights of {entry.name} are not here and cannot be had. {reach.reason or 'No host has them.'} "
-            "Name a weights folder with --weights DIR or GRAFT_WEIGHTS."
+            "Name a folder that holds them (--weights DIR, in Python weights=DIR), or set GRAFT_WEIGHTS to it."
         )
     load = load_from_torchvision if entry.library == "torchvision" else load_from_hub
     state, path = load(entry)
@@ -225,7 +225,7 @@ def _read_table(folder: Path) -> dict[str, Any]:
         table = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BackboneError(
-            f"{folder} is no weights folder: it has no weights.json. Check --weights."
+            f"{folder} is no weights folder: it has no weights.json. Name the folder that holds it."
         ) from None
     except (OSError, ValueError) as error:
         raise BackboneError(f"{place} cannot be read: {error}. Write it again.") from error
