@@ -19,7 +19,10 @@ from measured import interval, measured, megabytes, page, shown, table
 from sets import Missing, arguments, backbone_of, by_class, linked, source_of, weights_of
 
 import graft
+from graft.backbones.catalogue import find
+from graft.backbones.weights import folder_from, held, shelf
 
+OTHER = "mobilenetv1_025.coral_in1k"
 HEADER = (
     "model",
     "accuracy (95 %)",
@@ -39,9 +42,21 @@ def models(options: argparse.Namespace, weights: Path | None) -> dict[str, dict[
         "patience": options.epochs,
         "batch_size": options.batch_size,
     }
-    networks = [backbone_of(options.backbone, weights), options.other]
+    networks = [backbone_of(options.backbone, weights), *other_of(options.other, weights)]
     features = {f"features of {name}": {"backbone": name, "freeze": "all"} for name in networks}
     return {f"own CNN, {options.epochs} epochs, batch {options.batch_size}": own, **features}
+
+
+def other_of(name: str | None, weights: Path | None) -> list[str]:
+    """The second network, if one was named or is at hand. Raises BackboneError, before anything is trained, for one that is
+    unknown."""
+    named = name or OTHER
+    folder = folder_from(weights)
+    if name is None and (folder is None or not any(entry.name == named for entry in held(folder))):
+        print("One network alone is compared: name a second one with --other.", file=sys.stderr)
+        return []
+    find(named, shelf(folder))
+    return [named]
 
 
 def line(name: str, row: dict[str, Any], own: dict[str, Any]) -> list[str]:
@@ -61,7 +76,9 @@ def told(rows: dict[str, dict[str, Any]], source: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = arguments(__doc__, "own_cnn_against_features")
-    parser.add_argument("--other", default="mobilenetv1_025.coral_in1k", help="the second network")
+    parser.add_argument(
+        "--other", help="the second network (default: another small one, where one is at hand)"
+    )
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=20)
     options = parser.parse_args(argv)

@@ -7,6 +7,7 @@ ever written into the folder that the images come from.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -30,11 +31,17 @@ def arguments(told: str, name: str, *, images: int | None = None) -> argparse.Ar
     parser.add_argument("--size", type=int, help="pixels a side (default: those of each network)")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument(
-        "--images", type=int, default=images, help=f"at most so many (default: {images or 'all'})"
+        "--images", type=_several, default=images, help=f"at most so many (default: {images or 'all'})"
     )
     parser.add_argument("--runs", type=Path, default=Path("runs") / name, help="a run folder for each row")
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     return parser
+
+
+def _several(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a whole number of at least 2")
+    return int(text)
 
 
 def source_of(folder: Path | None, name: str) -> Path:
@@ -79,12 +86,24 @@ def linked(
         raise Missing(f"{source} has no images in two or more folders, one for each class.")
     if target.resolve().is_relative_to(source.resolve()):
         raise Missing(f"{target} lies inside {source}: name another place with --runs.")
+    belongs(target, source, images, {name: called(name) for name in classes})
     for name, files in classes.items():
         place = target / called(name)
         place.mkdir(parents=True, exist_ok=True)
         for path in spaced(files, len(files) if images is None else round(images * len(files) / total)):
             link(path, place / "-".join(path.relative_to(source).parts))
     return target
+
+
+def belongs(target: Path, source: Path, *facts: object) -> None:
+    """Write beside `target` what it is made of. Raises Missing where something else was made there: neither are two sets
+    mixed, nor are the numbers of one told of the other."""
+    beside = target.with_name(f"{target.name}.made.json")
+    now = json.dumps([str(source.resolve()), *facts])
+    if target.exists() and not (beside.exists() and beside.read_text(encoding="utf-8") == now):
+        raise Missing(f"{target} was made of another set, or in another way: name another place with --runs.")
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    beside.write_text(now, encoding="utf-8")
 
 
 def spaced(files: list[Path], wanted: int) -> list[Path]:
@@ -110,6 +129,7 @@ def parquet_part(folder: Path, target: Path, *, images: int | None) -> Path:
     tables = [pyarrow.parquet.read_table(path) for path in sorted(folder.glob("*.parquet"))]
     table = pyarrow.concat_tables(tables).select(["image", "label"])
     count = min(len(table), images or len(table))
+    belongs(target, folder, images)
     target.mkdir(parents=True, exist_ok=True)
     file = target / f"{folder.name}.parquet"
     pyarrow.parquet.write_table(table.take([i * len(table) // count for i in range(count)]), file)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from made_sets import picture, stripes, weights_folder
 
+from graft.errors import BackboneError
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NAMES = ("scratch_against_transfer", "freeze_or_tune", "own_cnn_against_features")
 TINY = ("--size", "32", "--folds", "2")
@@ -70,6 +72,35 @@ def test_a_made_set_keeps_shares_and_stays_out_of_the_source(tmp_path: Path) -> 
     assert (photos / "a" / "000.png").exists()
     with pytest.raises(sets.Missing, match="lies inside"):
         sets.linked(photos, photos / "made")
+
+
+def test_another_set_is_not_mixed_with_the_one_before(tmp_path: Path) -> None:
+    sets = example("sets")
+    first, second = (stripes(tmp_path / name / "photos", each=4, seed=seed) for seed, name in enumerate("ab"))
+    made = sets.linked(first, tmp_path / "made")
+    assert sets.linked(first, tmp_path / "made") == made
+    before = files(made)
+    for source, asked in ((second, {}), (first, {"images": 4}), (first, {"called": str.upper})):
+        with pytest.raises(sets.Missing, match="name another place with --runs"):
+            sets.linked(source, tmp_path / "made", **asked)
+    assert files(made) == before
+
+
+@pytest.mark.parametrize("images", ["0", "1", "-3", "many"])
+def test_fewer_images_than_two_are_refused(images: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        example("own_cnn_against_features").main(["photos", f"--images={images}"])
+    assert end.value.code == 2 and "a whole number of at least 2" in capsys.readouterr().err
+
+
+def test_without_a_second_network_one_is_compared_and_an_unknown_one_is_told_before(
+    weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks = example("own_cnn_against_features").other_of
+    assert networks(None, weights) == [] and "name a second one with --other" in capsys.readouterr().err
+    assert networks("test_efficientnet", weights) == ["test_efficientnet"]
+    with pytest.raises(BackboneError, match="no network called"):
+        networks("restnet", weights)
 
 
 def test_a_part_of_parquet_files(tmp_path: Path) -> None:
