@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from graft.commands import (
     check,
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Who reads the output may stop reading: that is 141, without a word, as a shell counts it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
+    options = _parser().parse_args(_with_values(given))
     options.typed = shlex.join(["graft", *given])
     command: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -91,8 +93,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """What cannot be understood is one sentence, as every other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, one_line(f"graft: {message}. See {self.prog} --help.") + "\n")
+
+
+def _with_values(given: Sequence[str]) -> list[str]:
+    """`--budget -5s` as `--budget=-5s`: what begins with a minus and a digit is a value, and its option refuses it in words."""
+    joined: list[str] = []
+    for word in given:
+        if joined and re.fullmatch(r"--[a-z-]+", joined[-1]) and re.match(r"-\d", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="graft",
         description="Measures whether to transfer or to train from scratch, and hands over the smallest image "
         "classifier you can trust.",

@@ -39,7 +39,7 @@ def follow(
 ) -> StudyResult:
     """Show a study's events as they come, and return its result.
 
-    Once there is a leaderboard, the first Ctrl-C sets `halt`, so that the study ends with the answer so far; without
+    Once there is a result, the first Ctrl-C sets `halt`, so that the study ends with the answer so far; without
     `halt` it is itself.
     """
     console = terminal(to_stderr=to_stderr)
@@ -52,7 +52,7 @@ def follow(
             except StopIteration as finished:
                 return finished.value
             live.show(event)
-            if event.kind == "board":
+            if event.kind in ("board", "result"):
                 answered.set()
 
 

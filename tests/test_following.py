@@ -45,11 +45,12 @@ def test_before_there_is_an_answer_it_is_itself_at_once() -> None:
         follow(interrupted(lambda: signal.raise_signal(signal.SIGINT)), to_stderr=True, halt=Flag())
 
 
-def test_once_there_is_an_answer_it_asks_for_it() -> None:
+@pytest.mark.parametrize("answer", [Event("board", "first", board=()), Event("result", "fold 1 of 5: 90 %")])
+def test_once_there_is_an_answer_it_asks_for_it(answer: Event) -> None:
     halt = Flag()
 
     def work() -> Generator[Event, None, Any]:
-        yield Event("board", "first", board=())
+        yield answer
         signal.raise_signal(signal.SIGINT)
         yield Event("progress", "working", 1, 2)
         return halt.is_set()

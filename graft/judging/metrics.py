@@ -51,7 +51,9 @@ class Metric:
 
     def difference_text(self, difference: float) -> str:
         """A difference for a reader: `+1.2 points`, or `+0.012` for a loss."""
-        return f"{100 * difference:+.1f} points" if self.from_decisions else f"{difference:+.3f}"
+        shown = round(100 * difference, 1) if self.from_decisions else round(difference, 3)
+        shown += 0.0  # of a negative zero a plain one
+        return f"{shown:+.1f} points" if self.from_decisions else f"{shown:+.3f}"
 
 
 METRICS: dict[str, Metric] = {

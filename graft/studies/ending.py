@@ -50,22 +50,25 @@ def finishing(
 ) -> Generator[Event, None, results.StudyResult]:
     """Choose, fit the choice on all images (by `fit`, or as its rung does), test once, pack, and write it all down.
 
-    With `fit` the one trial need not be complete; the test stays locked until it is.
+    Where no trial is complete, one that finished some folds is the answer; the test stays locked until it has finished all.
     """
     rungs = spent(frame)
     if rungs:
         yield Event("notice", told(rungs))
-    usable = [trial for trial in done.trials if (trial.complete or fit) and trial.model_bytes is not None]
+    usable = [
+        trial for trial in done.trials if results.measured(trial).any() and trial.model_bytes is not None
+    ]
     if not usable:
         raise RunError(
-            "The budget ended before any candidate was measured on every fold. Give a longer --budget; what is "
-            f"finished is kept in {frame.settings.out}."
+            f"{frame.ended} before any candidate was measured. Give a longer --budget; what is finished is kept in "
+            f"{frame.settings.out}."
         )
     yield Event("stage", "Choosing, fitting on all images, packing")
     choice = _choose(frame, done)
     chosen = done.trials[choice.chosen]
     rows = results.candidate_rows(frame, done.trials, choice)
-    opening = len(frame.test_rows) > 0 and (fit is None or chosen.complete)
+    alone = fit is not None or not any(trial.complete for trial in usable)
+    opening = len(frame.test_rows) > 0 and (chosen.complete or not alone)
     fitting = fitted_on_all(frame, done, chosen) if fit is None else fit(chosen)
     fitted = None if _packed(frame, chosen, tested=opening) else (yield from fitting)
     tested = tested_so_far(frame, chosen)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from graft.backbones.graph import parameters, tap_output
 from graft.compute import cpu_name
@@ -21,6 +21,7 @@ from graft.deploy.assemble import assembled
 from graft.images.dataset import Preprocess
 from graft.images.pixels import open_pixels
 from graft.judging.cost import latency_ms
+from graft.judging.metrics import METRICS
 from graft.store import content_key
 from graft.studies.balancing import balance_of_best_head
 from graft.studies.epochs import epoch_facts
@@ -90,7 +91,7 @@ def scratching(
         share = left / (frame.folds.count - fold + 1)
         if not fold:
             share = max(share, min(HALF * left, HALF * fold_seconds))
-        yield from measured_fold(
+        _, said = yield from measured_fold(
             frame,
             recipe,
             design,
@@ -102,6 +103,15 @@ def scratching(
             deadline_seconds=max(1.0, share),
             text=f"from scratch, fold {fold + 1} of {frame.folds.count}",
         )
+        if not trials:
+            yield Event("result", of_fold(frame, recipe, fold, said))
+
+
+def of_fold(frame: Frame, recipe: Recipe, fold: int, said: Float32[np.ndarray, "m k"]) -> str:
+    """A finished fold in words, where it is all the answer that there is so far."""
+    metric = METRICS[frame.settings.metric]
+    score = metric.sign * criterion(metric.name)(said, frame.dataset.targets[frame.held_out(fold)])
+    return f"{recipe.name}, fold {fold + 1} of {frame.folds.count}: {metric.label} {metric.text(score)}"
 
 
 def scratch_trial(

@@ -153,6 +153,10 @@ def _in_time(frame: Frame, done: Progress, name: str, rung: Working, *, alone: b
 
     def over() -> bool:
         answered = any(trial.complete and trial.model_bytes is not None for trial in done.trials)
+        if frame.settings.only == "scratch":  # one candidate: a fold of it is an answer
+            answered |= frame.halt.is_set() and any(
+                record["kind"] == "fold" for record in frame.journal.records
+            )
         late = not again and frame.remaining_seconds() <= kept
         return answered and (frame.halt.is_set() or late)
 
@@ -200,9 +204,11 @@ def about_images(frame: Frame) -> str:
     """The images in one sentence."""
     dataset = frame.dataset
     counts = np.bincount(dataset.targets, minlength=len(dataset.classes))
+    twice = sum(issue.kind == "conflict" for issue in dataset.issues)
     parts = [
         f"{len(dataset)} images in {len(dataset.classes)} classes ({counts.min()} to {counts.max()} each)",
         f"{dataset.excluded} files left out (check.csv)" if dataset.excluded else "",
+        f"{twice} of them show a picture that another class has, too (check.csv)" if twice else "",
         "grey: one channel is read" if dataset.mostly_grey else "",
         f"{len(frame.test_rows)} images are the locked test" if len(frame.test_rows) else "",
         f"{frame.folds.count} folds",

@@ -103,7 +103,7 @@ def _whole(option: str, value: int | str, least: int, most: int) -> int:
 
 
 def _names(backbones: str | Sequence[str]) -> tuple[str, ...]:
-    """The backbones that were named, each once; `("auto",)` for none."""
+    """The backbones that were named, each once. Raises SettingsError where none was."""
     listed = (
         re.split(r"[,\s]+", backbones) if isinstance(backbones, str) else [name.strip() for name in backbones]
     )
@@ -112,7 +112,9 @@ def _names(backbones: str | Sequence[str]) -> tuple[str, ...]:
         raise SettingsError(
             f"--backbones {','.join(names)}: give auto, or names (graft models lists them), not both."
         )
-    return names or ("auto",)
+    if not names:
+        raise SettingsError("--backbones: give auto, or names separated by commas (graft models lists them).")
+    return names
 
 
 def _default_out(source: Path) -> Path:

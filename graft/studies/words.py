@@ -96,7 +96,9 @@ def scratch_sentence(
     if not scratch.complete:
         cut_short = f" {ended} before every fold was trained from scratch; only finished folds are compared."
     elif any(curve.get("stopped") == "deadline" for curve in scratch.curves):
-        cut_short = f" {ended} before the training from scratch did; with more time it may do better."
+        cut_short = (
+            " Its share of the budget ended the training from scratch early; with more time it may do better."
+        )
     if few is not None:
         ahead, behind = ("transfer", "training from scratch")[:: 1 if difference.estimate >= 0 else -1]
         return (

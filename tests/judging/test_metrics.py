@@ -145,5 +145,6 @@ def test_leading_metrics_know_their_direction_and_their_text() -> None:
         assert metric.sign * scores(better, y)[name] > metric.sign * scores(worse, y)[name]
     assert METRICS["macro_f1"].text(0.9724) == "97.2 %"
     assert METRICS["accuracy"].difference_text(-0.0124) == "-1.2 points"
+    assert METRICS["accuracy"].difference_text(-0.0004) == "+0.0 points"
     assert METRICS["log_loss"].text(0.1126) == "0.113"
     assert METRICS["log_loss"].difference_text(0.0126) == "+0.013"

@@ -93,6 +93,27 @@ def test_what_was_measured_on_some_folds_is_held_against_the_frozen_head_there(r
     assert some.frozen_there == pytest.approx((0.88 + 0.89) / 2)
 
 
+def test_a_loss_that_falls_is_a_gain(run: reading.Run) -> None:
+    """As in every other table and sentence, positive is better."""
+    found, loss = depth.section(run, "macro_f1"), depth.section(run, "log_loss")
+    assert found is not None and loss is not None
+    for row, other in zip(found["networks"][0].rows, loss["networks"][0].rows, strict=True):
+        assert row.difference is None or other.difference == pytest.approx(-row.difference)
+
+
+def test_what_reads_several_depths_is_held_against_a_frozen_reading(tmp_path: Path) -> None:
+    """Its own, up to a lower tap, was not measured; the one up to the last tap was."""
+    study = tuned_study()
+    for row in (*study["candidates"], *study["plan"]):
+        row["id"] = row["id"].replace("net/head+tuned", "net/b2+depths+tuned")
+    frozen = next(row for row in study["candidates"] if row["id"] == "net/head")
+    frozen |= {"id": "net/head+depths", "strategy": "depths"}
+    found = depth.section(read(tmp_path / "run", study), "macro_f1")
+    assert found is not None
+    first, full, *_ = found["networks"][0].rows
+    assert first.name == "frozen, new head" and full.difference == pytest.approx(0.03)
+
+
 def test_different_policies_stand_in_the_table(tmp_path: Path) -> None:
     study = tuned_study()
     study["plan"][1]["batch_norm"] = "reestimate"

@@ -231,6 +231,23 @@ def test_time_is_kept_for_what_may_be_chosen_alone() -> None:
     )
 
 
+def test_halted_after_a_fold_from_scratch_alone_it_ends_with_that_fold(photos: Path, tmp_path: Path) -> None:
+    halt = Flag()
+    settings = resolved(photos, out=tmp_path / "run", only="scratch", folds=3, budget="10m")
+    events = studying(settings, halt=halt)
+    for event in events:
+        if event.kind == "result":
+            assert "fold 1 of 3: macro-F1" in event.text
+            halt.set()
+            break
+    _, result = finish(events)
+    (row,) = result.facts["candidates"]
+    assert [curve["fold"] for curve in row["curves"]] == [0] and not row["complete"]
+    assert "a longer --budget measures the rest" in result.choice["reason"]
+    assert list(graft.load(result.bundle()).labels) == ["left", "right"]
+    assert "stopped by hand" in page.render(result.run)
+
+
 @pytest.mark.usefixtures("few")
 def test_once_halted_a_study_ends_with_the_answer_so_far(photos: Path, weights: Path, tmp_path: Path) -> None:
     halt = Flag()

@@ -345,6 +345,46 @@ def test_of_the_best_by_prior_one_fold_is_paid_where_there_is_time_for_it(
     assert again.paid == work.paid
 
 
+def test_a_measured_fold_corrects_the_forecast(frame_at: Callable[[float], Frame]) -> None:
+    """Timing that fell into a busy moment must not end what then goes fast; a resumed fold is told by its epochs."""
+    frame = frame_at(0.0)
+    option = Option(
+        trial("a", np.eye(2, dtype=np.float32)[frame.targets]),
+        "s2",
+        TuneSettings(cut="s2"),
+        Cost(0.1, 0.1, 0.1),
+    )
+    plan = TuningPlan((option,), 2, ())
+    rows = rows_of(frame, plan)
+    work = tuning.Tuning(frame, plan, 50.0, rows)
+    assert work.fold_seconds(option) is None
+    rows[0] |= {"fold_seconds": 300.0}
+    assert work.fold_seconds(option) == 300.0 and not work.pays(300.0)
+    for fold, (seconds, epochs) in enumerate(((2.0, 1.0), (1.0, 4.0))):
+        curve = {"epochs": [{"seconds": epochs / 2}] * 2}
+        frame.journal.append(
+            "fold", {"recipe": option.recipe.key, "fold": fold, "seconds": seconds, "curve": curve}
+        )
+    assert work.fold_seconds(option) == 3.0 and work.pays(3.0)
+
+
+def test_a_busy_moment_does_not_keep_the_first_fold_from_being_tried(
+    frame_at: Callable[[float], Frame],
+) -> None:
+    """By the count of layers there is time for it; only where there is none either, or something is known, timing decides."""
+    frame = frame_at(0.0)
+    answers = np.eye(2, dtype=np.float32)[frame.targets]
+    first, second, dear = (
+        Option(trial(name, answers), "s2", TuneSettings(cut="s2"), Cost(step, 0.1, 0.1))
+        for name, step in (("a", 0.1), ("b", 0.1), ("c", 60.0))
+    )
+    work = tuning.Tuning(frame, TuningPlan((first, second), 2, ()), 50.0, [])
+    assert not work.pays(300.0) and work.worth_a_try(first) and not work.worth_a_try(second)
+    assert not tuning.Tuning(frame, TuningPlan((dear,), 2, ()), 50.0, []).worth_a_try(dear)
+    work.trials[first.recipe.key] = first.trial
+    assert not work.worth_a_try(first)
+
+
 def test_a_plan_that_was_journalled_comes_back_whole(frame_at: Callable[[float], Frame]) -> None:
     """Of a killed study: who is the best by prior, too, without which a slow machine tunes one network alone."""
     frame = frame_at(0.0)

@@ -83,7 +83,10 @@ def test_every_bad_value_gets_a_sentence_that_names_valid_ones(
 
 
 def test_backbones_in_every_form() -> None:
-    assert resolved("p", backbones="").backbones == ("auto",)
+    assert resolved("p").backbones == ("auto",)
+    for none in ("", ",", " , ", ()):
+        with pytest.raises(SettingsError, match="--backbones: give auto, or names"):
+            resolved("p", backbones=none)
     assert resolved("p", backbones="a b\nc").backbones == ("a", "b", "c")
     assert resolved("p", backbones=("a ", "", "b")).backbones == ("a", "b")
     assert resolved("p", backbones=["a"]).backbones == ("a",)

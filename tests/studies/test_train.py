@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator
 from pathlib import Path
+from threading import Event as Flag
 from typing import Any
 
 import numpy as np
@@ -395,7 +396,7 @@ def test_what_cannot_be_is_told_before_anything_is_written(
 def test_a_training_that_the_budget_ended_is_told_so() -> None:
     def told(*curves: tuple[str, int, int]) -> list[str]:
         facts = [{"stopped": why, "best_epoch": best, "epochs": [{}] * ran} for why, best, ran in curves]
-        return [event.text for event in _what_training_came_to(Progress(), facts)]
+        return [event.text for event in _what_training_came_to(Progress(), facts, freezes=True)]
 
     assert told(("patience", 2, 5), ("epochs", 0, 5)) == []
     (cut,) = told(("deadline", 1, 2), ("deadline", 0, 1), ("epochs", 3, 3))
@@ -404,3 +405,33 @@ def test_a_training_that_the_budget_ended_is_told_so() -> None:
     assert "after 1 epochs" in both[0] and both[1].endswith("so this is the frozen network.")
     (none,) = told(("epochs", 0, 9))
     assert none.endswith("Give more --epochs or --patience, or a lower --freeze.")
+    facts = [{"stopped": "epochs", "best_epoch": 0, "epochs": [{}]}]
+    (free,) = _what_training_came_to(Progress(), facts, freezes=False)
+    assert free.text.endswith("Give more --epochs or --patience."), "nothing is frozen"
+
+
+def test_stopped_by_hand_after_a_fold_a_training_is_an_unfinished_answer(
+    photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    """The second fold is left at once; the same command goes on and gives what it would have given."""
+    options: dict[str, Any] = {"freeze": "layer3", "folds": 3}
+    settings = resolved_training(
+        photos, out=tmp_path / "run", weights=weights, backbone="test_resnet", epochs=2, size=32, **options
+    )
+    halt = Flag()
+    told: list[Event] = []
+    events = training_by_hand(settings, halt=halt)
+    while True:
+        try:
+            told.append(next(events))
+        except StopIteration as end:
+            result = end.value
+            break
+        if any(event.kind == "result" for event in told) and "fold 2" in told[-1].text:
+            halt.set()
+    (curve,) = checked(result, photos)["curves"]
+    assert curve["fold"] == 0 and not only(result)["complete"]
+    assert "The study was stopped by hand after 1 of 3 folds" in " ".join(result.facts["notices"])
+    _, again = finish(work(photos, weights, tmp_path / "run", **options))
+    _, whole = finish(work(photos, weights, tmp_path / "whole", **options))
+    assert only(again)["metrics"] == only(whole)["metrics"] and only(again)["complete"]

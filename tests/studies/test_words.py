@@ -63,6 +63,14 @@ class TestReason:
         text = reason(trials, chosen_from(trials, metric="log_loss"), metric="log_loss")
         assert "log loss" in text and "points" not in text
 
+    @pytest.mark.parametrize(
+        ("most", "of"), [(2_000, " within the limits"), (10, " of those nearest to the limits")]
+    )
+    def test_the_best_of_those_that_a_limit_allows(self, most: int, of: str) -> None:
+        trials = [LARGE, replace(WORSE, model_bytes=1_000)]
+        text = reason(trials, chosen_from(trials, limits=Limits(max_bytes=most)), metric="macro_f1")
+        assert WORSE.recipe.name in text and text.endswith(f"the best out-of-fold score{of}.")
+
     def test_nothing_meets_the_limits(self) -> None:
         trials = [LARGE, SMALL]
         choice = chosen_from(trials, limits=Limits(max_bytes=400_000))

@@ -141,8 +141,10 @@ def _sentence(told: Mapping[str, Any], smallest: Mapping[str, Any]) -> str:
     metric = METRICS[told["metric"]]
     full, tolerance = told["reference"], metric.text(told["tolerance"])
     if smallest["id"] == full["id"]:
+        if not told["steps"]:
+            return "No smaller model was tried: there was no time for one."
         return (
-            f"None of {len(told['steps'])} smaller models comes within {tolerance} of {metric.label} of the best "
+            f"None of the smaller models that were tried comes within {tolerance} of {metric.label} of the best "
             f"full-size candidate, {_priced(metric, full)}, and is cheaper than what it was made from."
         )
     best = max(within_tolerance(told), key=lambda point: metric.sign * point["score"])

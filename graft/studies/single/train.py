@@ -106,7 +106,8 @@ def _trained(
     yield from _told_before(frame, candidate, done, preview=settings.preview)
     yield from measuring(work, done)
     yield from _as_far_as_the_budget_went(frame, done)
-    yield from _what_training_came_to(done, [curve for trial in done.trials for curve in trial.curves])
+    curves = [curve for trial in done.trials for curve in trial.curves]
+    yield from _what_training_came_to(done, curves, freezes=settings.page.freeze != "none")
     done.reasons[candidate.entry.name] = "named"
     done.extras |= {
         "recipe": json.loads(text_of(settings.page)),
@@ -119,8 +120,8 @@ def _trained(
     return result
 
 
-def _what_training_came_to(done: Progress, curves: Sequence[Mapping[str, Any]]) -> Working:
-    """Whether the clock ended it, and whether anything was gained by it."""
+def _what_training_came_to(done: Progress, curves: Sequence[Mapping[str, Any]], *, freezes: bool) -> Working:
+    """Whether the clock ended it, and whether anything was gained by it; `freezes`: whether less could be frozen."""
     cut_off = [curve for curve in curves if curve["stopped"] == "deadline"]
     if cut_off:
         ran = sorted(len(curve["epochs"]) for curve in cut_off)
@@ -131,7 +132,8 @@ def _what_training_came_to(done: Progress, curves: Sequence[Mapping[str, Any]]) 
             "ended by themselves. Give a longer --budget and --overwrite, or freeze more.",
         )
     if curves and not any(curve["best_epoch"] for curve in curves):
-        more = "" if cut_off else " Give more --epochs or --patience, or a lower --freeze."
+        lower = ", or a lower --freeze" if freezes else ""
+        more = "" if cut_off else f" Give more --epochs or --patience{lower}."
         yield from tell(
             done,
             f"No epoch of any fold was better than the head it began with, so this is the frozen network.{more}",
@@ -144,14 +146,14 @@ def _as_far_as_the_budget_went(frame: Frame, done: Progress) -> Working:
     finished = np.unique(frame.folds.assignment[frame.rows][measured(trial)])
     if not len(finished):
         raise RunError(
-            "The budget ended before the first fold was done. Give a longer --budget (what is finished is kept in "
+            f"{frame.ended} before the first fold was done. Give a longer --budget (what is finished is kept in "
             f"{frame.settings.out}), a smaller network, or more layers to --freeze."
         )
     if not trial.complete:
         yield from tell(
             done,
-            f"The budget ended after {len(finished)} of {frame.folds.count} folds, so this answer is unfinished; the same "
-            "command with a longer --budget goes on from here.",
+            f"{frame.ended} after {len(finished)} of {frame.folds.count} folds, so this answer is unfinished; the same "
+            f"command{'' if frame.halt.is_set() else ' with a longer --budget'} goes on from here.",
         )
 
 

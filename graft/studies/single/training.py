@@ -28,6 +28,7 @@ from graft.studies.frame import Event, Frame, Trial, criterion
 from graft.studies.journal import TRIALS
 from graft.studies.probe import activating
 from graft.studies.rungs import LAST_FIT, Progress, Working, tell
+from graft.studies.scratching import of_fold
 from graft.studies.single.candidate import (
     Candidate,
     augmentation_for,
@@ -74,7 +75,15 @@ def measuring(work: Workshop, done: Progress) -> Working:
     """Measure the candidate with its first seed, then with the others as far as the budget goes."""
     frame, candidate = work.frame, work.candidate
     page = candidate.page
-    yield from _first(work, done)
+    with closing(_first(work, done)) as first:
+        for event in first:
+            yield event
+            if frame.halt.is_set() and event.kind != "result":
+                break
+    if not done.trials:  # stopped by hand: what the journal holds
+        work.first.clear()
+        work.curves.clear()
+        yield from _first(work, done)
     if not done.trials[0].complete:
         return
     yield Event("board", "measured on every fold", board=board(frame, done.trials))
@@ -210,17 +219,19 @@ def _trial(work: Workshop) -> Generator[Event, None, Trial]:
 
 def _of_seed(work: Workshop, seed: int) -> Generator[Event, None, tuple[np.ndarray, float]]:
     """The mean over the runs of one seed, for every development image, and the seconds of all of them."""
-    frame, ensemble = work.frame, work.candidate.page.ensemble
+    frame, candidate, ensemble = work.frame, work.candidate, work.candidate.page.ensemble
     total = np.zeros((len(frame.dataset), frame.classes), np.float32)
     seconds = 0.0
     for run in range(seed * ensemble, (seed + 1) * ensemble):
         mine = np.full_like(total, np.nan)
         for fold in range(frame.folds.count):
-            known = frame.journal.fold(run_key(work.candidate, run), fold)
+            known = frame.journal.fold(run_key(candidate, run), fold)
             if known is None:
                 if (_seconds_left(work) if seed else frame.remaining_seconds()) <= 0:
                     break
                 known = yield from _fold(work, run, fold)
+                if known is not None and not candidate.closed and run == ensemble - 1:
+                    yield Event("result", of_fold(frame, candidate.recipe, fold, known[1]))
             if known is None:
                 break
             if seed == 0:
