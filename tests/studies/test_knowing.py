@@ -11,13 +11,14 @@ import pytest
 from made_models import features_of, model, noise
 from scipy.special import softmax
 
+from graft.deploy.bundle import EMBEDDING
 from graft.images.dataset import Preprocess
 from graft.learning.ridge import unit
 from graft.studies.knowing import (
-    _embedded,
     _least_probability,
     conformal,
     label_sets,
+    put_out,
     reject_facts,
     trade_off,
 )
@@ -75,6 +76,6 @@ def test_a_bundle_that_knows_nothing_tells_nothing(tmp_path: Path) -> None:
 def test_embeddings_of_a_trained_network_come_from_the_model_that_is_packed() -> None:
     geometry = Preprocess(16)
     pixels, rows = noise(40, geometry), np.arange(3, 40)
-    embeddings = _embedded(model(geometry), pixels, rows)
+    embeddings = put_out(model(geometry), EMBEDDING, pixels, rows)
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(embeddings, unit(features_of(pixels[rows])), atol=1e-4)

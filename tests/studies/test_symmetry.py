@@ -6,6 +6,7 @@ import json
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,18 +50,17 @@ def test_at_most_400_rows_evenly_spread() -> None:
     assert spread(rows[:50]).tolist() == rows[:50].tolist()
 
 
-@pytest.fixture(scope="module")
-def frame(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frame]:
+@pytest.fixture
+def frame(tmp_path: Path) -> Iterator[Frame]:
     """Stripes that lean left or right: mirrored, each is of the other class, and nothing else tells them apart."""
-    place = tmp_path_factory.mktemp("symmetry")
-    photos, weights = place / "photos", weights_folder(place / "weights")
+    photos, weights = tmp_path / "photos", weights_folder(tmp_path / "weights")
     for index in range(40):
         drawn = picture(np.random.default_rng(index), 1)
         file = photos / ("left" if index % 2 else "right") / f"{index}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         (ImageOps.mirror(drawn) if index % 2 else drawn).save(file)
-    settings = resolved(photos, out=place / "run", weights=weights, folds=2, budget="10m")
-    store = Store(place / "cache")
+    settings = resolved(photos, out=tmp_path / "run", weights=weights, folds=2, budget="10m")
+    store = Store(tmp_path / "cache")
     dataset = scan(photos, store=store, threads=1)
     with closing(Journal(settings.out)) as journal:
         folds = split(dataset, count=2, seed=0)
