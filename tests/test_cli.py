@@ -158,6 +158,10 @@ def test_models_and_doctor(run: Path) -> None:
         (("models", "--sort", "taste"), "size"),
         (("models", "--max-params", "few"), "5M"),
         (("check", "nowhere"), "nowhere"),
+        (("study", ".", "--budget", "-5s"), "--budget -5s: give a duration"),
+        (("study", ".", "--max-latency", "-1ms"), "--max-latency -1ms"),
+        (("study", ".", "--backbones", ","), "--backbones: give auto"),
+        (("study", ".", "--bogus"), "--bogus. See graft"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -170,6 +174,7 @@ def test_what_is_wrong_is_said_in_a_sentence(arguments: tuple[str, ...], said: s
     )
     assert done.returncode == 2
     assert said in done.stderr and done.stderr.startswith("graft: ") and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 and "usage" not in done.stderr
 
 
 def test_an_unknown_backbone_is_answered_with_the_nearest(run: Path, tmp_path: Path) -> None:

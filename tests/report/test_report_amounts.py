@@ -64,3 +64,6 @@ def test_older_and_broken_runs_have_no_section(run: Path, amounts: Any) -> None:
 def test_one_strategy_and_one_amount_are_no_plot(run: Path) -> None:
     found = section(reading.read(told(run, {"rows": ROWS[:1], "sentence": "x"})), "macro_f1")
     assert str(found["svg"]) == "" and found["rows"][0].name == "transfer, frozen"
+    assert found["legend"] == "Solid: transfer, frozen."
+    both = section(reading.read(told(run, {"rows": ROWS, "sentence": "x"})), "macro_f1")
+    assert both["legend"].endswith("Dashed: the small CNN from scratch.")

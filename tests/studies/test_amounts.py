@@ -21,6 +21,7 @@ import graft
 from graft.backbones.scratch import design
 from graft.backbones.weights import Reach
 from graft.compute import Compute
+from graft.images.dataset import Issue, Preprocess
 from graft.images.folds import split
 from graft.images.pixels import preparing
 from graft.images.scan import scan
@@ -28,11 +29,12 @@ from graft.learning import scratch_settings
 from graft.learning.scratch_settings import TrainingSettings
 from graft.store import Store
 from graft.studies.amount_words import Point, amounts_sentence, gain_of_doubling
-from graft.studies.amounts import LEAST_IMAGES, SHARES, _as_long, amounts_rung, subset
-from graft.studies.frame import Frame
+from graft.studies.amounts import LEAST_IMAGES, SHARES, Curve, _as_long, _told, amounts_rung, subset
+from graft.studies.frame import Event, Frame
 from graft.studies.journal import Journal
 from graft.studies.rungs import Progress
 from graft.studies.scratching import scratch_recipe
+from graft.studies.search import about_images
 from graft.studies.settings import resolved
 from graft.studies.tuning import plan as plans
 
@@ -174,6 +176,48 @@ def test_a_training_that_the_clock_cut_off_early_says_nothing_of_the_number_of_i
 ) -> None:
     curve = {"stopped": stopped, "epochs": [{}] * ran}
     assert _as_long(curve, None if whole is None else {"epochs": [{}] * whole}) == alike
+
+
+def test_folds_that_the_clock_cut_off_early_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fold(frame: Frame, *_: Any, fold: int, **__: Any) -> Any:
+        yield Event("progress", "from scratch")
+        rows = np.full((len(frame.held_out(fold)), 2), 0.5, np.float32)
+        return {"curve": {"stopped": "deadline", "epochs": [{}]}}, rows
+
+    monkeypatch.setattr("graft.studies.amounts.measured_fold", fold)
+    stripes(tmp_path / "photos", each=20)
+    frame = opened(tmp_path)
+    made, _ = design(frame.dataset, development=len(frame.rows))
+    curves = tuple({"fold": fold, "stopped": "epochs", "epochs": [{}] * 20} for fold in range(2))
+    known = trial("small_cnn/scratch", np.full((40, 2), 0.5, np.float32), strategy="scratch")
+    known = replace(
+        known, recipe=scratch_recipe(frame, made, Preprocess(32), TrainingSettings()), curves=curves
+    )
+    done = Progress([known])
+    with closing(frame.journal):
+        told = [event.text for event in amounts_rung(frame, done) if event.kind == "notice"]
+    assert "amounts" not in done.extras and any("how many images are needed" in text for text in told)
+
+
+def test_why_one_of_the_two_is_missing_is_told(tmp_path: Path) -> None:
+    stripes(tmp_path / "photos", each=20)
+    frame = opened(tmp_path)
+    rows = np.full((len(frame.held_out(0)), 2), 0.5, np.float32)
+    curve = Curve("transfer", (0,), {(share, 0): rows for share in SHARES})
+    with closing(frame.journal):
+        assert _told(frame, [curve], without="Too late.")["sentence"].endswith(" Too late.")
+
+
+def test_pictures_of_two_classes_are_counted_before_anything_is_measured(tmp_path: Path) -> None:
+    stripes(tmp_path / "photos", each=20)
+    frame = opened(tmp_path)
+    twice = tuple(Issue(f"{name}.png", "conflict", "the same", False, "left") for name in "ab")
+    with closing(frame.journal):
+        told = about_images(replace(frame, dataset=replace(frame.dataset, issues=twice)))
+        assert "2 of them show a picture that another class has, too" in told
+        assert "another class" not in about_images(frame)
 
 
 def test_after_a_kill_only_what_is_missing_is_trained(

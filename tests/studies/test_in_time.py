@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
@@ -35,7 +35,7 @@ from graft.studies.schedule import RUNG, SCHEDULE, spent
 from graft.studies.search import _in_time
 from graft.studies.settings import resolved
 from graft.studies.tuning import rung as tuning
-from graft.studies.tuning.decided import PLAN, plan_of, rows_of
+from graft.studies.tuning.decided import PLAN, plan_of, rows_of, written
 from graft.studies.tuning.finalists import finalists
 from graft.studies.tuning.options import Cost, Option
 from graft.studies.tuning.plan import TuningPlan
@@ -385,30 +385,54 @@ def test_a_busy_moment_does_not_keep_the_first_fold_from_being_tried(
     assert not work.worth_a_try(first)
 
 
+def test_the_first_fold_is_begun_though_its_timing_says_there_is_no_time(
+    frame_at: Callable[[float], Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def opened(_: Frame, option: Option) -> Generator[Event, None, None]:
+        begun.append(option.recipe.name)
+        yield Event("progress", "opening")
+        raise StoreError("far enough")
+
+    monkeypatch.setattr(tuning, "bench_of", opened)
+    frame = frame_at(0.0)
+    answers = np.eye(2, dtype=np.float32)[frame.targets]
+    options = tuple(
+        Option(trial(name, answers), "s2", TuneSettings(cut="s2"), Cost(0.1, 0.1, 0.1)) for name in "ab"
+    )
+    plan = TuningPlan(options, 2, ())
+    rows = rows_of(frame, plan)
+    for row in rows:
+        row |= {"fold_seconds": 300.0, "cache_seconds": 1.0}
+    work = tuning.Tuning(frame, plan, 50.0, rows)
+    told = list(tuning._folds(work, options[1], range(1)))
+    assert "the time was over after 0 folds" in told[0].text and not begun
+    with pytest.raises(StoreError):
+        list(tuning._folds(work, options[0], range(1)))
+    assert begun == [options[0].recipe.name]
+
+
 def test_a_plan_that_was_journalled_comes_back_whole(frame_at: Callable[[float], Frame]) -> None:
     """Of a killed study: who is the best by prior, too, without which a slow machine tunes one network alone."""
     frame = frame_at(0.0)
     answers = np.eye(2, dtype=np.float32)[frame.targets]
     trials = [trial(name, answers) for name in ("probe", "prior")]
     first, second = (
-        Option(one, "s2", TuneSettings(cut="s2", epochs=5), Cost(0.1, 0.2, 0.3), together=("s3", "s4"))
+        Option(
+            one,
+            "s2",
+            TuneSettings(cut="s2", epochs=5),
+            Cost(0.1, 0.2, 0.3),
+            together=("s3", "s4"),
+            by_prior=one is trials[1],
+        )
         for one in trials
     )
-    rows = [
-        {
-            "name": option.recipe.name,
-            "frozen": option.trial.recipe.key,
-            "cut": option.cut,
-            "settings": asdict(option.settings),
-            "cost": asdict(option.cost),
-            "together": list(option.together),
-            "by_prior": option is second,
-        }
-        for option in (first, second)
-    ]
-    frame.journal.append(PLAN, {"budget": budget_of(frame), "tried": rows, "left": [], "folds": 2})
+    facts = {"tried": [written(first), written(second)], "left": [], "folds": 2}
+    frame.journal.append(PLAN, {"budget": budget_of(frame), **facts})
     plan = plan_of(frame, trials, 0.0)
-    assert plan == TuningPlan((first, replace(second, by_prior=True)), 2, ())
+    assert plan == TuningPlan((first, second), 2, ()) and plan.options[1].by_prior
 
 
 def test_imagenet_accuracy_speaks_for_another_network_than_the_probe(

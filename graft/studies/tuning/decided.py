@@ -67,18 +67,7 @@ def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float, *, kept: floa
             kept=kept,
         )
         facts = {
-            name: [
-                {
-                    "name": option.recipe.name,
-                    "frozen": option.trial.recipe.key,
-                    "cut": option.cut,
-                    "settings": asdict(option.settings),
-                    "cost": asdict(option.cost),
-                    "together": list(option.together),
-                    "by_prior": option.by_prior,
-                }
-                for option in listed
-            ]
+            name: [written(option) for option in listed]
             for name, listed in (("tried", plan.options), ("left", plan.left))
         }
         for row in _begun(frame):
@@ -103,6 +92,19 @@ def plan_of(frame: Frame, trials: Sequence[Trial], seconds: float, *, kept: floa
         )
 
     return TuningPlan(back(known["tried"]), int(known["folds"]), back(known["left"]))
+
+
+def written(option: Option) -> dict[str, Any]:
+    """An option as the journal keeps it."""
+    return {
+        "name": option.recipe.name,
+        "frozen": option.trial.recipe.key,
+        "cut": option.cut,
+        "settings": asdict(option.settings),
+        "cost": asdict(option.cost),
+        "together": list(option.together),
+        "by_prior": option.by_prior,
+    }
 
 
 def known_folds(frame: Frame, option: Option) -> int:
