@@ -413,6 +413,8 @@ def test_adjusted_answers_are_judged_with_even_classes() -> None:
     rare = torch.tensor([[0.0, 1.0]]).repeat(len(labels), 1)
     right = torch.nn.functional.one_hot(labels, 2).float()
     assert _judged(rare, labels, lesson)[0] > math.log(2) > _judged(right, labels, lesson)[0]
+    common = rare.flip(1)
+    assert _judged(common, labels, lesson)[0] > math.log(2), "four of five are right, and half of the classes"
 
 
 def test_without_averaging_the_weights_are_the_last_ones() -> None:
